@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint holds, as Megatron's sharded state dict.
+
+Weights and optimizer state are stored as whole tensors by name, so they load
+in any layout. Random states belong to one rank of one layout and are loaded
+only there.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.optimizer import MegatronOptimizer
+from torch import nn
+
+from bt_megatron.model.named_weights import SHARDING
+
+OPTIMIZER_SHARDING = "fully_reshardable"
+"""The form of optimizer state that every layout can load."""
+
+
+def unwrap(chunk: nn.Module) -> nn.Module:
+    """Return the stage inside of DDP and mixed-precision wrappers."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
+
+
+def sharded_state(
+    chunk: nn.Module, optimizer: MegatronOptimizer, *, is_loading: bool, with_random: bool = True
+) -> dict[str, Any]:
+    """Return the sharded state dict of this rank.
+
+    Args:
+        chunk: the wrapped stage.
+        optimizer: its optimizer.
+        is_loading: whether it is to be filled from a checkpoint.
+        with_random: whether random states are part of it.
+
+    Comm: the optimizer gathers its shards over the data-parallel group when saving.
+    """
+    metadata = {
+        **SHARDING,
+        "distrib_optim_sharding_type": OPTIMIZER_SHARDING,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "chained_optim_avoid_prefix": True,
+    }
+    model = unwrap(chunk).sharded_state_dict(metadata=metadata)
+    state = {
+        "model": model,
+        "optimizer": optimizer.sharded_state_dict(
+            {"model": model}, is_loading=is_loading, metadata=metadata
+        ),
+    }
+    if with_random:
+        state["random"] = _sharded_random()
+    return state
+
+
+def load_state(chunk: nn.Module, optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """Fill weights, optimizer and random states from a loaded state dict.
+
+    Comm: none.
+    """
+    unwrap(chunk).load_state_dict(state["model"])
+    with torch.no_grad():
+        optimizer.load_state_dict(state["optimizer"])
+    if "random" in state:
+        random = state["random"]
+        torch.set_rng_state(random["cpu"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(random["cuda"])
+        tensor_parallel.get_cuda_rng_tracker().set_states(random["tracker"])
+
+
+def _sharded_random() -> ShardedObject:
+    sizes = (
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_data_parallel_world_size(),
+    )
+    rank = (
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_data_parallel_rank(),
+    )
+    value = {
+        "cpu": torch.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    if torch.cuda.is_available():
+        value["cuda"] = torch.cuda.get_rng_state()
+    return ShardedObject("random", value, sizes, rank)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan as the few lines that are printed before a run starts."""
+
+from bt_megatron.config import flops
+from bt_megatron.config.memory import MemoryEstimate
+from bt_megatron.config.plan import Plan
+from bt_megatron.config.schema import ModelConfig, RunConfig
+
+GIB = 2**30
+"""Bytes."""
+
+
+def plan_lines(plan: Plan, config: RunConfig) -> list[str]:
+    """Write a plan as at most 12 lines of `topic  facts`."""
+    topics = {
+        "run": f"{config.name} in {config.run_dir}",
+        "model": _model(config.model),
+        "parameters": _parameters(plan),
+        "layout": _layout(plan, config),
+        "stages": _stages(plan),
+        "batch": (
+            f"{config.batch.global_batch_size:,} sequences of {config.data.seq_length:,} = micro "
+            f"batch {config.batch.micro_batch_size} x dp {plan.dp} x {plan.micro_batches} "
+            f"accumulated; {plan.tokens_per_step:,} tokens per step"
+        ),
+        "steps": f"{plan.steps:,}, {_short(plan.total_tokens, 'TBMk')} tokens in all",
+        "schedule": _schedule(config),
+        "precision": config.train.precision,
+        "flops": (
+            f"{_short(plan.flops.training_per_token)} per token with full attention "
+            f"({_short(plan.flops_causal.training_per_token)} causal), {flops.FORMULA}; "
+            f"{plan.training_flops:.3g} in all"
+        ),
+        "memory": _memory(plan),
+        "data": config.data.path,
+    }
+    return [f"{topic:<11}{facts}" for topic, facts in topics.items()]
+
+
+def _short(number: float, units: str = "TGMk") -> str:
+    """Write a large number with three digits and a unit letter for 1e12, 1e9, 1e6 or 1e3."""
+    for unit, size in zip(units, (1e12, 1e9, 1e6, 1e3), strict=True):
+        if number >= size:
+            scaled = number / size
+            return f"{scaled:.0f}{unit}" if scaled >= 100 else f"{scaled:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def _model(model: ModelConfig) -> str:
+    if not model.is_block:
+        return f"vanilla, vocabulary {model.vocab_size:,}"
+    token, embedder = model.token_decoder, model.embedder
+    assert token is not None, "rules.py: a block model has a token decoder"
+    assert embedder is not None, "rules.py: a block model has an embedder"
+    reach = f"prefix length {token.prefix_length}" if token.strategy == "prefix" else token.strategy
+    return (
+        f"block, block length {model.block_length}, {embedder.kind} embedder, {reach}, "
+        f"vocabulary {model.vocab_size:,}"
+    )
+
+
+def _parameters(plan: Plan) -> str:
+    counts = plan.parameters
+    names = ("embedder", "block_decoder", "expansion", "token_embedding", "token_decoder")
+    parts = [
+        f"{name.replace('_', ' ')} {_short(getattr(counts, name), 'TBMk')}"
+        for name in (*names, "decoder", "head")
+        if getattr(counts, name)
+    ]
+    return f"{counts.total:,}: {', '.join(parts)}"
+
+
+def _layout(plan: Plan, config: RunConfig) -> str:
+    layout = config.layout
+    sequence = " with sequence parallel" if layout.sequence_parallel else ""
+    optimizer = ", optimizer sharded" if layout.distributed_optimizer and plan.dp > 1 else ""
+    return (
+        f"{plan.world_size} processes = tp {layout.tp}{sequence} x pp {layout.pp} x dp {plan.dp}"
+        f"{optimizer}"
+    )
+
+
+def _stages(plan: Plan) -> str:
+    shares = " | ".join(f"{stage.flops_share:.0%}" for stage in plan.stages)
+    if len(plan.stages) == 1:
+        return plan.layout
+    return f"{plan.layout}, FLOPs {shares}, bubble {plan.bubble:.1%}"
+
+
+def _schedule(config: RunConfig) -> str:
+    optimizer = config.optimizer
+    end = optimizer.decay_steps or config.train.steps
+    return (
+        f"lr {optimizer.lr:g} after {optimizer.warmup_steps:,} steps of {optimizer.warmup} "
+        f"warm-up, cosine to {optimizer.lr * optimizer.min_lr_ratio:g} at step {end:,}"
+    )
+
+
+def _memory(plan: Plan) -> str:
+    index = plan.fullest_stage
+    estimate = plan.stages[index].memory
+    where = f" on stage {index}" if len(plan.stages) > 1 else ""
+    return f"about {estimate.total / GIB:.2f} GiB per process{where}: {_memory_parts(estimate)}"
+
+
+def _memory_parts(estimate: MemoryEstimate) -> str:
+    parts = {
+        "weights": estimate.weights + estimate.main_weights,
+        "gradients": estimate.gradients,
+        "optimizer": estimate.optimizer,
+        "activations": estimate.activations,
+        "logits": estimate.logits,
+    }
+    return ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m bt_megatron plan`: check a run and print its plan; needs no GPU and no torch."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from bt_megatron.config.banner import plan_lines
+from bt_megatron.config.load import load_run
+from bt_megatron.config.plan import make_plan, plan_mapping
+from bt_megatron.config.show import resolved_yaml
+from bt_megatron.errors import BtError
+
+
+def main_plan(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after `plan`.
+
+    Returns:
+        Exit status: 0, or the exit code of the error that was printed.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        text = _answer(arguments)
+    except BtError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    print(text)  # noqa: T201
+    return 0
+
+
+def _answer(arguments: argparse.Namespace) -> str:
+    """Return what the command prints."""
+    loaded = load_run(arguments.files, arguments.settings)
+    layout = loaded.config.layout
+    world_size = arguments.world_size or max(1, layout.tp * layout.pp)
+    plan = make_plan(loaded.config, world_size)
+    if arguments.json:
+        return json.dumps(plan_mapping(plan), indent=2)
+    lines = plan_lines(plan, loaded.config)
+    if arguments.resolved:
+        lines += ["", resolved_yaml(loaded).rstrip()]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bt_megatron plan",
+        description="Check a run and print its layout, parameters, FLOPs and memory estimate.",
+    )
+    parser.add_argument("files", nargs="+", help="YAML files, composed left to right")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value, e.g. --set layout.tp=2",
+    )
+    parser.add_argument(
+        "--world-size",
+        type=_positive,
+        metavar="N",
+        help="number of processes (default: one replica, tp x pp)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--resolved",
+        action="store_true",
+        help="also print the whole configuration and where each value came from",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Block Transformer, or the slice of it that one pipeline stage holds. Shapes: shapes.py.
+
+    tokens [b, s] --embedder--> [n, b, g] --block decoder--> [n, b, g] --expansion, tokens of the
+    next block--> [q*n, b, h] --token decoder--> [q*n, b, h] --head--> losses [b, s]
+
+Block j's output predicts block j + 1. All n rows are computed and the last, which
+has no target, is masked: static shapes, and row counts that FP8 products accept.
+"""
+
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
+from torch import Tensor, arange
+
+from bt_megatron.config.geometry import expanded_vectors, is_t5, token_positions
+from bt_megatron.config.schema import LayoutConfig, ModelConfig
+from bt_megatron.model import token_input
+from bt_megatron.model.embedder import NO_INIT, build_embedder
+from bt_megatron.model.head import (
+    build_head,
+    gather_rows,
+    hide_padding,
+    padded_vocab,
+    token_losses,
+)
+from bt_megatron.model.relative_bias import RelativeBias
+from bt_megatron.model.stack import build_stack, position_angles
+from bt_megatron.model.stage import PipelineStage
+from bt_megatron.model.transformer_config import Precision, decoder_stack
+from bt_megatron.parallel.layout import StageSlice
+from bt_megatron.parallel.pipeline import megatron_layout
+
+
+class BlockTransformerStage(PipelineStage):
+    """The modules of one stage; those that other stages hold are None."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        layout: LayoutConfig,
+        stages: tuple[StageSlice, ...],
+        precision: Precision,
+    ) -> None:
+        """Build this rank's slice.
+
+        Args:
+            model: a block model.
+            layout: parallel sizes.
+            stages: what each pipeline stage holds.
+            precision: data types.
+        """
+        assert model.block_decoder is not None, "a block model has a block decoder"
+        assert model.token_decoder is not None, "a block model has a token decoder"
+        mine = stages[parallel_state.get_pipeline_model_parallel_rank()]
+        block_stack = decoder_stack(
+            model.block_decoder,
+            layout,
+            precision,
+            pipeline_model_parallel_layout=megatron_layout(stages, "block"),
+        )
+        token_stack = decoder_stack(
+            model.token_decoder,
+            layout,
+            precision,
+            dropout=model.token_decoder.dropout,
+            fold_positions=token_positions(model),
+            softmax_scale=1.0 if is_t5(model) else None,
+            pipeline_model_parallel_layout=megatron_layout(stages, "token"),
+        )
+        super().__init__(block_stack, is_first=mine.has_embedder, is_last=mine.has_head)
+        self.model, self.token_stack = model, token_stack
+        self.vocab = padded_vocab(model.vocab_size, layout.tp)
+        self.tied = is_t5(model)
+        self.embedder = None
+        if mine.has_embedder:
+            self.embedder = build_embedder(model, block_stack, layout, precision, vocab=self.vocab)
+        self._build_block_decoder(mine)
+        self._build_token_input(mine)
+        self._build_token_decoder(mine)
+        self.head = (
+            build_head(token_stack, vocab=self.vocab, tied=self.tied) if mine.has_head else None
+        )
+
+    def _build_block_decoder(self, mine: StageSlice) -> None:
+        self.block_decoder = None
+        if mine.block_layers:
+            self.block_decoder = build_stack(
+                self.config,
+                self.model.block_decoder,
+                num_layers=mine.block_layers,
+                has_last=mine.has_last_block_layer,
+            )
+
+    def _build_token_input(self, mine: StageSlice) -> None:
+        self.token_embedding = self.expansion = self.relative_bias = None
+        if not mine.has_first_token_layer:
+            return
+        stack = self.token_stack
+        self.token_embedding = VocabParallelEmbedding(
+            self.vocab, stack.hidden_size, init_method=NO_INIT, config=stack
+        )
+        self.expansion = ColumnParallelLinear(
+            self.config.hidden_size,
+            expanded_vectors(self.model) * stack.hidden_size,
+            config=self.config,
+            init_method=NO_INIT,
+            bias=True,
+            gather_output=True,
+            skip_bias_add=False,
+        )
+        if self.tied:
+            self.relative_bias = RelativeBias(stack.num_attention_heads, stack.params_dtype)
+
+    def _build_token_decoder(self, mine: StageSlice) -> None:
+        self.token_decoder = None
+        if mine.token_layers:
+            self.token_decoder = build_stack(
+                self.token_stack,
+                self.model.token_decoder,
+                num_layers=mine.token_layers,
+                has_last=mine.has_last_token_layer,
+                cross_attention=self.tied,
+            )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        targets: Tensor,
+        target_mask: Tensor,
+        *,
+        block_mask: Tensor | None = None,
+        return_logits: bool = False,
+    ) -> Tensor:
+        """Run this stage on one micro batch.
+
+        Args:
+            tokens: [b, s] ids of the blocks that are read.
+            mask: [b, s] bool, False for pads.
+            targets: [b, s] ids, the tokens one block later.
+            target_mask: [b, s] bool, True where the target is a real token.
+            block_mask: [b, n] bool, False for blocks of pads only, which no other block may
+                see. None: there are none, as in training data.
+            return_logits: on the last stage, return logits instead of losses.
+
+        Returns:
+            The last stage: losses [b, s] in nats, float32, in the order of `targets`; or logits
+            [b, s, v/t]. Other stages: [n/t, b, g] or [q*n/t, b, h] for the next stage.
+
+        Comm: the tensor-parallel collectives of the layers.
+        """
+        blocks = (tokens.shape[0], -1, self.model.block_length)  # [b, n, k]
+        tokens, mask = tokens.view(blocks), mask.view(blocks)
+        targets, target_mask = targets.view(blocks), target_mask.view(blocks)
+        hidden = self.input_tensor
+        context = None
+        if self.embedder is not None:
+            hidden = self._scatter(self.embedder(tokens, mask))
+        if self.block_decoder is not None:
+            hidden = self._decode_blocks(hidden, tokens.shape[1], block_mask)
+        if self.expansion is not None:
+            hidden, context = self._start_tokens(hidden, targets)
+        if self.token_decoder is not None:
+            hidden = self._decode_tokens(hidden, context, target_mask)
+        if self.head is None:
+            return hidden
+        return self._predict(hidden, targets, return_logits=return_logits)
+
+    def _scatter(self, rows: Tensor) -> Tensor:
+        return scatter_to_sequence_parallel_region(rows) if self.config.sequence_parallel else rows
+
+    def _decode_blocks(self, hidden: Tensor, blocks: int, block_mask: Tensor | None) -> Tensor:
+        self.block_decoder.set_input_tensor(hidden)
+        angles = position_angles(self.model.block_decoder, arange(blocks, device=hidden.device))
+        return self.block_decoder(None, attention_mask=block_mask, rotary_pos_emb=angles)
+
+    def _start_tokens(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        vectors = expanded_vectors(self.model)
+        expanded = token_input.expand(hidden, self.expansion, vectors=vectors)  # [r, n, b, h]
+        fed = token_input.fed_tokens(targets, self.model)  # [b, n, k - 1 or k]
+        embedded = self.token_embedding(fed).permute(2, 1, 0, 3)
+        rows = token_input.join(expanded, embedded, self.model.token_decoder.strategy)
+        if not self.tied:
+            return self._scatter(rows), None
+        return self._scatter(rows), self._scatter(expanded.reshape(-1, *expanded.shape[2:]))
+
+    def _decode_tokens(self, hidden: Tensor, context: Tensor | None, target_mask: Tensor) -> Tensor:
+        positions, blocks = self.token_stack.fold_positions, target_mask.shape[1]
+        index = arange(positions, device=hidden.device).repeat_interleave(blocks)  # [q*n]
+        self.token_decoder.set_input_tensor(hidden)
+        return self.token_decoder(
+            None,
+            attention_mask=token_input.seen_positions(target_mask, self.model),
+            context=context,
+            rotary_pos_emb=position_angles(self.model.token_decoder, index),
+            attention_bias=self.relative_bias(positions) if self.relative_bias else None,
+        )
+
+    def _predict(self, hidden: Tensor, targets: Tensor, *, return_logits: bool) -> Tensor:
+        batch, blocks, length = targets.shape
+        hidden = gather_rows(hidden, self.token_stack)  # [q*n, b, h]
+        hidden = hidden[-length * blocks :]  # [k*n, b, h], the rows that predict a token
+        if self.tied:  # reference: T5 scales before its tied head
+            hidden = hidden * self.token_stack.hidden_size**-0.5
+        weight = self.token_embedding.weight if self.tied else None
+        logits, _ = self.head(hidden, weight=weight)
+        logits = hide_padding(logits, vocab_size=self.model.vocab_size)  # [k*n, b, v/t]
+        if return_logits:
+            return logits.view(length, blocks, batch, -1).permute(2, 1, 0, 3).flatten(1, 2)
+        losses = token_losses(logits, targets.permute(2, 1, 0).reshape(-1, batch))
+        return losses.view(length, blocks, batch).permute(2, 1, 0).reshape(batch, -1)

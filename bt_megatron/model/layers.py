@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transformer layers and norms that Megatron-Core does not have."""
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+
+
+def _mark_sequence_parallel(norm: torch.nn.Module, config: TransformerConfig) -> None:
+    # finalize_model_grads sums the gradients of marked parameters over the tp group.
+    for param in norm.parameters():
+        param.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """LayerNorm with bias; Megatron's local one refuses sequence parallelism."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        _mark_sequence_parallel(self, config)
+
+
+class RmsNorm(torch.nn.RMSNorm):
+    """RMSNorm without bias."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        _mark_sequence_parallel(self, config)
+
+
+class ParallelResidualLayer(TransformerLayer):
+    """GPT-NeoX layer: x + attn(ln1 x) + mlp(ln2 x), both norms on the same x."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        rotary_pos_emb: Tensor | None = None,
+        attention_bias: Tensor | None = None,
+        **_unused: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the layer.
+
+        Args:
+            hidden_states: [s/t, b, h] under sequence parallelism, else [s, b, h].
+            attention_mask: what the core attention takes.
+            context: handed through.
+            rotary_pos_emb: [s, 1, 1, rotated] angles.
+            attention_bias: what the core attention takes.
+
+        Returns:
+            [s/t, b, h] and the context.
+
+        Comm: the tensor-parallel collectives of the linear layers.
+        """
+        attention, attention_out_bias = self.self_attention(
+            self.input_layernorm(hidden_states),
+            attention_mask=attention_mask,
+            rotary_pos_emb=rotary_pos_emb,
+            attention_bias=attention_bias,
+        )
+        mlp, mlp_bias = self.mlp(self.pre_mlp_layernorm(hidden_states))
+        bias = None if attention_out_bias is None else attention_out_bias + mlp_bias
+        output = self._add(attention + mlp, bias, hidden_states)
+        return output, context
+
+    def _add(self, update: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+        add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
+        with self.bias_dropout_add_exec_handler():
+            return add((update, bias), residual, self.hidden_dropout)
+
+
+class PostNormLayer(TransformerLayer):
+    """RoBERTa layer: x = ln1(x + attn x), then x = ln2(x + mlp x).
+
+    `input_layernorm` is the norm after attention and `pre_mlp_layernorm` the
+    one after the feed-forward part; the names are Megatron's.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        **_unused: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the layer on [s, b, h]; arguments as ParallelResidualLayer.
+
+        Comm: the tensor-parallel collectives of the linear layers.
+        """
+        attention = self.self_attention(hidden_states, attention_mask=attention_mask)
+        add_attention = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
+        hidden_states = self.input_layernorm(
+            add_attention(attention, hidden_states, self.hidden_dropout)
+        )
+        mlp = self.mlp(hidden_states)
+        add_mlp = self.mlp_bda(self.training, self.config.bias_dropout_fusion)
+        return self.pre_mlp_layernorm(add_mlp(mlp, hidden_states, self.hidden_dropout)), context

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer specs: which modules a stack of layers is made of.
+
+Module names are Megatron's local ones. Checkpoint keys use the names of
+Transformer Engine's fused modules (`sharded_state_dict_keys_map`), so that a
+checkpoint does not depend on the implementation.
+"""
+
+import functools
+from typing import Literal
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import (
+    CrossAttention,
+    CrossAttentionSubmodules,
+    SelfAttention,
+    SelfAttentionSubmodules,
+)
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
+
+from bt_megatron.model.weight_names import FUSED_NORMS
+from bt_megatron.model.attention import CausalAttention, FoldedAttention, FoldedCrossAttention
+from bt_megatron.model.layers import LayerNorm, ParallelResidualLayer, PostNormLayer, RmsNorm
+from bt_megatron.model.transformer_config import StackConfig
+
+Residual = Literal["parallel", "sequential", "post_norm"]
+
+LAYER_CLASSES = {
+    "parallel": ParallelResidualLayer,
+    "sequential": TransformerLayer,
+    "post_norm": PostNormLayer,
+}
+
+
+def stack_spec(
+    config: StackConfig, *, num_layers: int, residual: Residual, cross_attention: bool = False
+) -> TransformerBlockSubmodules:
+    """Return the spec of `num_layers` equal layers and the final norm.
+
+    Args:
+        config: Megatron config of the stack.
+        num_layers: layers on this pipeline stage.
+        residual: how a layer's parts are joined.
+        cross_attention: whether each layer also attends to a context (T5 decoder).
+    """
+    layer = _layer_spec(config, residual=residual, cross_attention=cross_attention)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=_norm(config))
+
+
+def _norm(config: StackConfig) -> type[LayerNorm] | type[RmsNorm]:
+    return LayerNorm if config.normalization == "LayerNorm" else RmsNorm
+
+
+def _layer_spec(config: StackConfig, *, residual: Residual, cross_attention: bool) -> ModuleSpec:
+    norm = _norm(config)
+    submodules = TransformerLayerSubmodules(
+        input_layernorm=norm,
+        self_attention=_self_attention(config),
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=norm,
+        mlp=functools.partial(
+            MLP.as_mlp_submodule,
+            submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+        ),
+        mlp_bda=get_bias_dropout_add,
+        sharded_state_dict_keys_map={} if residual == "post_norm" else FUSED_NORMS,
+        **(_cross_attention(norm) if cross_attention else {}),
+    )
+    return ModuleSpec(module=LAYER_CLASSES[residual], submodules=submodules)
+
+
+def _self_attention(config: StackConfig) -> ModuleSpec:
+    return ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=FoldedAttention if config.fold_positions else CausalAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=IdentityOp,
+            k_layernorm=IdentityOp,
+        ),
+    )
+
+
+def _cross_attention(norm: type) -> dict[str, object]:
+    spec = ModuleSpec(
+        module=CrossAttention,
+        params={"attn_mask_type": AttnMaskType.padding},
+        submodules=CrossAttentionSubmodules(
+            linear_q=ColumnParallelLinear,
+            linear_kv=ColumnParallelLinear,
+            core_attention=FoldedCrossAttention,
+            linear_proj=RowParallelLinear,
+        ),
+    )
+    return {
+        "pre_cross_attn_layernorm": norm,
+        "cross_attention": spec,
+        "cross_attn_bda": get_bias_dropout_add,
+    }

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stack of transformer layers and the angles of its positions."""
+
+from megatron.core.transformer.transformer_block import TransformerBlock
+from torch import Tensor
+
+from bt_megatron.config.schema import DecoderConfig
+from bt_megatron.model.rotary import rotary_angles
+from bt_megatron.model.specs import stack_spec
+from bt_megatron.model.transformer_config import StackConfig
+
+
+def build_stack(
+    config: StackConfig,
+    decoder: DecoderConfig,
+    *,
+    num_layers: int,
+    has_last: bool,
+    cross_attention: bool = False,
+) -> TransformerBlock:
+    """Return this stage's layers of a decoder, with the final norm if the decoder ends here.
+
+    Args:
+        config: Megatron config of the stack.
+        decoder: the decoder.
+        num_layers: layers on this stage.
+        has_last: whether the last layer is among them.
+        cross_attention: whether each layer also attends to a context.
+    """
+    spec = stack_spec(
+        config,
+        num_layers=num_layers,
+        residual=decoder.residual,
+        cross_attention=cross_attention,
+    )
+    return TransformerBlock(config, spec, pre_process=False, post_process=has_last)
+
+
+def position_angles(decoder: DecoderConfig, positions: Tensor) -> Tensor | None:
+    """Return the rotary angles [s, 1, 1, rotated] of `positions` [s], or None without rotation."""
+    return rotary_angles(
+        positions,
+        head_dim=decoder.head_dim,
+        fraction=decoder.rotary_fraction,
+        base=decoder.rotary_base,
+    )

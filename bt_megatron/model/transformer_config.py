@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From our frozen configuration to Megatron-Core's TransformerConfig.
+
+One config per stack: the two decoders and the RoBERTa encoder differ in width,
+layers and dropout, but share layout and precision.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional as F
+
+from bt_megatron.config.schema import DecoderConfig, EmbedderConfig, LayoutConfig
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "swiglu": F.silu,
+}
+
+
+@dataclass
+class StackConfig(TransformerConfig):
+    """TransformerConfig of one stack, with what our attention needs to know."""
+
+    fold_positions: int | None = None
+    """Positions per block when the rows of a sequence are q * n; none: one causal sequence."""
+    bidirectional: bool = False
+    """Whether positions see later ones (RoBERTa)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Precision:
+    """Data types of parameters and of what crosses pipeline stages."""
+
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def is_bf16(self) -> bool:
+        """Whether weights and activations are bf16."""
+        return self.dtype == torch.bfloat16
+
+
+def shared_settings(layout: LayoutConfig, precision: Precision) -> dict[str, Any]:
+    """Return the settings that every stack has: layout, precision, no fusions that need CUDA.
+
+    Weights are not drawn here (perform_initialization=False): `initialize.py`
+    draws them by name, so that they do not depend on the layout.
+    """
+    return {
+        "tensor_model_parallel_size": layout.tp,
+        "sequence_parallel": layout.sequence_parallel,
+        "pipeline_model_parallel_size": layout.pp,
+        "pipeline_dtype": precision.dtype,
+        "params_dtype": precision.dtype,
+        "bf16": precision.is_bf16,
+        "autocast_dtype": precision.dtype,
+        "perform_initialization": False,
+        "use_cpu_initialization": not torch.cuda.is_available(),
+        "calculate_per_token_loss": True,
+        "batch_p2p_comm": False,
+        "deallocate_pipeline_outputs": layout.pp > 1,
+        "persist_layer_norm": False,
+        "gradient_accumulation_fusion": False,
+        "transformer_impl": "local",
+    }
+
+
+def decoder_stack(
+    decoder: DecoderConfig,
+    layout: LayoutConfig,
+    precision: Precision,
+    *,
+    dropout: float = 0.0,
+    **changes: Any,
+) -> StackConfig:
+    """Return the Megatron config of a GPT-NeoX-like stack."""
+    return StackConfig(
+        num_layers=decoder.num_layers,
+        hidden_size=decoder.hidden_size,
+        num_attention_heads=decoder.num_attention_heads,
+        num_query_groups=decoder.query_groups,
+        ffn_hidden_size=decoder.ffn_size,
+        normalization="LayerNorm" if decoder.normalization == "layernorm" else "RMSNorm",
+        layernorm_epsilon=decoder.norm_epsilon,
+        activation_func=ACTIVATIONS[decoder.activation],
+        gated_linear_unit=decoder.activation == "swiglu",
+        add_bias_linear=decoder.bias,
+        hidden_dropout=dropout,
+        attention_dropout=dropout,
+        **{**shared_settings(layout, precision), **changes},
+    )
+
+
+def encoder_stack(
+    embedder: EmbedderConfig, layout: LayoutConfig, precision: Precision, *, positions: int
+) -> StackConfig:
+    """Return the Megatron config of the RoBERTa encoder over `positions` rows per block.
+
+    It runs without sequence parallelism: its output is one vector per block.
+    """
+    return StackConfig(
+        num_layers=embedder.num_layers,
+        hidden_size=embedder.hidden_size,
+        num_attention_heads=embedder.num_attention_heads,
+        ffn_hidden_size=embedder.ffn_hidden_size,
+        hidden_dropout=embedder.dropout,
+        attention_dropout=embedder.dropout,
+        fold_positions=positions,
+        bidirectional=True,
+        **{
+            **shared_settings(layout, precision),
+            "sequence_parallel": False,
+            "pipeline_model_parallel_size": 1,
+        },
+    )
+
+
+def without_sequence_parallel(config: StackConfig) -> StackConfig:
+    """Return the config for a linear layer whose input is whole on every rank."""
+    changed = copy.copy(config)
+    changed.sequence_parallel = False
+    return changed

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss on the validation split, in nats per token and bits per byte of text."""
+
+import math
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from bt_megatron.data.batches import MicroBatch, ValidationBatches
+from bt_megatron.observe.record import EvaluationRecord
+from bt_megatron.training.step import TrainingStep
+
+
+class Evaluation:
+    """Evaluates the same validation samples every time."""
+
+    def __init__(
+        self, batches: ValidationBatches, step: TrainingStep, byte_lengths: np.ndarray
+    ) -> None:
+        """Bind the parts.
+
+        Args:
+            batches: this data-parallel rank's part of the samples.
+            step: runs the forward passes.
+            byte_lengths: [v] UTF-8 bytes that each token stands for.
+        """
+        self._batches, self._step = batches, step
+        self._byte_lengths = torch.from_numpy(byte_lengths.astype(np.int64))
+
+    def measure(self, *, step: int) -> EvaluationRecord:
+        """Evaluate after `step` optimizer steps.
+
+        Comm: the schedule's; two small all-reduces; must be called by all ranks.
+        """
+        batches = list(self._batches)
+        totals = self._step.evaluate(batches)
+        text_bytes = self._sum_bytes(batches)
+        bits = totals.loss_sum / math.log(2)
+        return EvaluationRecord(
+            step=step,
+            loss=totals.loss,
+            bits_per_byte=bits / text_bytes if text_bytes else None,
+            targets=totals.targets,
+        )
+
+    def _sum_bytes(self, batches: list[MicroBatch]) -> int:
+        """Count the bytes of text that the targets spell.
+
+        Comm: all-reduce over the data-parallel group.
+        """
+        count = sum(int(self._byte_lengths[b.targets[b.target_mask]].sum()) for b in batches)
+        total = torch.tensor(count, device=torch.cuda.current_device())
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return int(total)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a run, built in the order in which they need each other."""
+
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from bt_megatron.checkpoint.manifest import Manifest
+from bt_megatron.checkpoint.state import sharded_state
+from bt_megatron.checkpoint.writer import CheckpointWriter, Saved
+from bt_megatron.config.load import LoadedConfig
+from bt_megatron.config.plan import Plan, plan_mapping
+from bt_megatron.config.schema import RunConfig
+from bt_megatron.config.show import resolved_yaml
+from bt_megatron.config.stages import resolve_stages
+from bt_megatron.data.batches import MicroBatch
+from bt_megatron.data.prefetch import PrefetchedBatches
+from bt_megatron.observe.atomic_file import write_atomically
+from bt_megatron.observe.console import Console
+from bt_megatron.observe.run_folder import RunFolder
+from bt_megatron.parallel.groups import build_groups, start_processes
+from bt_megatron.training.chunk import build_chunk, build_optimizer
+from bt_megatron.training.datasets import RunData, open_data
+from bt_megatron.training.evaluate import Evaluation
+from bt_megatron.training.meter import Meter
+from bt_megatron.training.reporter import Reporter
+from bt_megatron.training.start import find_start, resume, set_initial_weights
+from bt_megatron.training.step import TrainingStep
+from bt_megatron.training.stop import StopRequest
+from bt_megatron.versions import read_versions
+
+
+@dataclass
+class Run:
+    """Everything that the loop uses."""
+
+    config: RunConfig
+    plan: Plan
+    folder: RunFolder
+    step: int
+    """Optimizer steps taken; with seed and data it is the whole position."""
+    data: RunData
+    batches: PrefetchedBatches[list[MicroBatch]]
+    training: TrainingStep
+    evaluation: Evaluation
+    checkpoints: CheckpointWriter
+    meter: Meter
+    stop: StopRequest
+    reporter: Reporter | None
+    """Only on rank 0."""
+
+    def save(self) -> None:
+        """Start to write a checkpoint of the steps taken so far.
+
+        Comm: see CheckpointWriter.save; must be called by all ranks.
+        """
+        state = sharded_state(self.training.chunk, self.training.optimizer, is_loading=False)
+        self.report_saved(self.checkpoints.finish())
+        self.checkpoints.save(state, self._manifest())
+
+    def report_saved(self, saved: Saved | None) -> None:
+        """Report a checkpoint that has become complete, if one has."""
+        if saved is not None and self.reporter is not None:
+            self.reporter.saved(saved)
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            step=self.step,
+            tokens=self.step * self.plan.tokens_per_step,
+            config=asdict(self.config),
+            world_size=self.plan.world_size,
+            data_fingerprint=self.data.fingerprint,
+            versions=read_versions(),
+            files={},
+        )
+
+
+def build_run(loaded: LoadedConfig, plan: Plan, console: Console) -> Run:
+    """Build all parts and load the newest whole checkpoint of the run.
+
+    Args:
+        loaded: the configuration.
+        plan: what follows from it.
+        console: for people.
+
+    Comm: must be called by all ranks.
+    """
+    config = loaded.config
+    stop = StopRequest()
+    start_processes()
+    build_groups(config.layout, seed=config.train.seed)
+    folder = RunFolder.of(config)
+    data = open_data(
+        config,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+    )
+    found = find_start(folder.checkpoints, config, console)
+    stages = resolve_stages(config)
+    chunk = build_chunk(config, stages)
+    if found.folder is None:
+        set_initial_weights(config, chunk)
+    optimizer = build_optimizer(config, chunk)
+    step = resume(found, config, plan, chunk, optimizer, data_fingerprint=data.fingerprint)
+    training = TrainingStep(config, stages, chunk, optimizer)
+    reporter = None
+    if dist.get_rank() == 0:
+        _describe(folder, loaded, plan)
+        reporter = Reporter(folder, config, plan, console, step=step)
+    return Run(
+        config=config,
+        plan=plan,
+        folder=folder,
+        step=step,
+        data=data,
+        batches=PrefetchedBatches(data.training.micro_batches, first_step=step),
+        training=training,
+        evaluation=Evaluation(data.validation, training, data.byte_lengths),
+        checkpoints=CheckpointWriter(folder.checkpoints, config.checkpoint),
+        meter=Meter(plan),
+        stop=stop,
+        reporter=reporter,
+    )
+
+
+def _describe(folder: RunFolder, loaded: LoadedConfig, plan: Plan) -> None:
+    """Write config.resolved.yaml and plan.json."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder.config, resolved_yaml(loaded).encode())
+    content = {**plan_mapping(plan), "versions": read_versions(), "device": _device_name()}
+    write_atomically(folder.plan, json.dumps(content, indent=1).encode())
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

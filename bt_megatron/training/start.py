@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run starts from: its newest whole checkpoint, given weights, or random ones."""
+
+from pathlib import Path
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from bt_megatron.checkpoint.manifest import Manifest
+from bt_megatron.checkpoint.restore import Found, find_newest_whole, load_checkpoint
+from bt_megatron.checkpoint.state import unwrap
+from bt_megatron.checkpoint.weights import read_weights
+from bt_megatron.config.load import from_mapping
+from bt_megatron.config.plan import Plan
+from bt_megatron.config.resume import compare_for_resume, require_resumable
+from bt_megatron.config.schema import RunConfig
+from bt_megatron.errors import CheckpointError
+from bt_megatron.model.initialize import initialize_weights
+from bt_megatron.model.named_weights import load_named_weights
+from bt_megatron.observe.console import Console
+
+
+def find_start(checkpoints: Path, config: RunConfig, console: Console) -> Found:
+    """Return the checkpoint to resume, after checking that the run is still the same.
+
+    Args:
+        checkpoints: of the run.
+        config: of the run as it is started now.
+        console: for damaged files and for what differs.
+
+    Raises:
+        ConfigError: a difference would make another run.
+        CheckpointError: there are checkpoints and all are damaged.
+
+    Comm: see `find_newest_whole`; must be called by all ranks.
+    """
+    found = find_newest_whole(checkpoints)
+    for line in found.damage:
+        console.warn(f"damaged checkpoint passed over: {line}")
+    if found.folder is None and found.damage:
+        raise CheckpointError(
+            f"{checkpoints}: every checkpoint is damaged. Start from nothing with another name, "
+            "or move the folder away to start this run again."
+        )
+    if found.manifest is not None:
+        saved = from_mapping(RunConfig, found.manifest.config, f"{found.folder}/manifest.json")
+        differences = compare_for_resume(saved, config)
+        require_resumable(differences)
+        for difference in differences:
+            console.note(f"resume: {difference}")
+    return found
+
+
+def set_initial_weights(config: RunConfig, chunk: DistributedDataParallel) -> None:
+    """Set the weights of a run that starts from nothing.
+
+    Raises:
+        ConversionError: checkpoint.initialize_from does not fit the model.
+
+    Comm: none.
+    """
+    source = config.checkpoint.initialize_from
+    if source is None:
+        initialize_weights(unwrap(chunk), config.model, seed=config.train.seed)
+        return
+    weights, _, _ = read_weights(Path(source))
+    load_named_weights(unwrap(chunk), weights)
+
+
+def resume(
+    found: Found,
+    config: RunConfig,
+    plan: Plan,
+    chunk: DistributedDataParallel,
+    optimizer: MegatronOptimizer,
+    *,
+    data_fingerprint: str,
+) -> int:
+    """Load the checkpoint that was found.
+
+    Returns:
+        The steps it has taken; 0 if there is none.
+
+    Raises:
+        CheckpointError: it belongs to other data.
+
+    Comm: must be called by all ranks.
+    """
+    if found.folder is None or found.manifest is None:
+        return 0
+    manifest = found.manifest
+    if manifest.data_fingerprint != data_fingerprint:
+        raise CheckpointError(
+            f"{found.folder}: was trained on samples {manifest.data_fingerprint[:12]}, data.path "
+            f"now holds {data_fingerprint[:12]}. Put the data back, or choose another name."
+        )
+    load_checkpoint(
+        found.folder, chunk, optimizer, same_layout=_same_layout(manifest, config, plan)
+    )
+    return manifest.step
+
+
+def _same_layout(manifest: Manifest, config: RunConfig, plan: Plan) -> bool:
+    saved = from_mapping(RunConfig, manifest.config, "manifest.json")
+    return saved.layout == config.layout and manifest.world_size == plan.world_size

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One optimizer step, and the forward passes of an evaluation, by Megatron's schedules."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from bt_megatron.config.schema import RunConfig
+from bt_megatron.data.batches import MicroBatch
+from bt_megatron.errors import TrainingError
+from bt_megatron.parallel.layout import StageSlice
+from bt_megatron.parallel.pipeline import adjust_shapes, sent_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the micro batches of all ranks sum to."""
+
+    loss_sum: float
+    """Sum of the cross entropies of all targets, in nats."""
+    targets: int
+    """Targets counted."""
+    stop_requests: int = 0
+    """Ranks that were asked to stop."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy per target, in nats."""
+        return self.loss_sum / max(1, self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step gave."""
+
+    totals: Totals
+    grad_norm: float | None
+    """Norm of the gradient before clipping; None if clipping is off."""
+
+
+class TrainingStep:
+    """Forward, backward and update of one step over all micro batches."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stages: Sequence[StageSlice],
+        chunk: DistributedDataParallel,
+        optimizer: MegatronOptimizer,
+    ) -> None:
+        """Bind the parts.
+
+        Args:
+            config: the run.
+            stages: what each pipeline stage holds.
+            chunk: this rank's wrapped stage.
+            optimizer: its optimizer.
+        """
+        self.chunk, self.optimizer = chunk, optimizer
+        self._config = config
+        self._schedule = get_forward_backward_func()
+        self._adjust = None
+        if config.layout.pp > 1:
+            shapes = sent_shapes(
+                config.model,
+                stages,
+                config.layout,
+                config.batch,
+                seq_length=config.data.seq_length,
+            )
+            rank = parallel_state.get_pipeline_model_parallel_rank()
+            self._adjust = adjust_shapes(shapes, rank=rank)
+        chunk.config.grad_scale_func = optimizer.scale_loss
+
+    def train(
+        self, batches: Sequence[MicroBatch], *, step: int, lr: float, stop_requested: bool = False
+    ) -> StepResult:
+        """Take one optimizer step.
+
+        Args:
+            batches: this rank's micro batches.
+            step: number of the step from 0, for messages.
+            lr: learning rate of the step.
+            stop_requested: whether this process was asked to stop; the sum over all ranks
+                comes back in the totals, so that all know it at the same step.
+
+        Raises:
+            TrainingError: loss or gradient is not finite. With a loss that is not finite, the
+                weights are those of the step before.
+
+        Comm: the schedule's, the optimizer's, one all-reduce of three numbers over all ranks.
+        """
+        self.chunk.train()
+        self.chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        totals = self._run(batches, forward_only=False, stop_requested=stop_requested)
+        if not _is_finite(totals.loss):
+            raise TrainingError(
+                f"step {step}: the loss is {totals.loss}. The weights are still those before "
+                "this step. Start again from the last checkpoint with a lower optimizer.lr or "
+                "another data.seed."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        succeeded, grad_norm, _ = self.optimizer.step()
+        if not succeeded or (grad_norm is not None and not _is_finite(grad_norm)):
+            raise TrainingError(
+                f"step {step}: the gradient norm is {grad_norm} at a loss of {totals.loss:.4f}. "
+                "Start again from the last checkpoint with a lower optimizer.lr."
+            )
+        return StepResult(totals, grad_norm)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[MicroBatch]) -> Totals:
+        """Return the loss on micro batches without changing anything.
+
+        Comm: the schedule's, one all-reduce of three numbers over all ranks.
+        """
+        self.chunk.eval()
+        return self._run(batches, forward_only=True, stop_requested=False)
+
+    def _run(
+        self, batches: Sequence[MicroBatch], *, forward_only: bool, stop_requested: bool
+    ) -> Totals:
+        extra: dict[str, Any] = {}
+        if self._adjust is not None:
+            extra["adjust_tensor_shapes_fn"] = self._adjust
+        logged = self._schedule(
+            forward_step_func=_forward,
+            data_iterator=iter(batches),
+            model=self.chunk,
+            num_microbatches=len(batches),
+            seq_length=self._config.data.seq_length,
+            micro_batch_size=self._config.batch.micro_batch_size,
+            forward_only=forward_only,
+            **extra,
+        )
+        return _sum_over_ranks(logged, stop_requested=stop_requested)
+
+
+def _forward(batches: Iterator[MicroBatch], chunk: Any) -> tuple[Tensor, Any]:
+    batch = next(batches).to(torch.cuda.current_device())
+    output = chunk(batch.tokens, batch.mask, batch.targets, batch.target_mask)
+    return output, functools.partial(_sum_loss, target_mask=batch.target_mask)
+
+
+def _sum_loss(losses: Tensor, *, target_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the schedule wants: loss sum, target count, and what to log.
+
+    The schedule divides gradients by the global count once; the logged pair is a
+    copy because the schedule scales the loss in place.
+    """
+    loss_sum = (losses * target_mask).sum()
+    count = target_mask.sum()
+    logged = torch.stack((loss_sum.detach().double(), count.double()))
+    return loss_sum, count.int(), logged
+
+
+def _sum_over_ranks(logged: Sequence[Tensor], *, stop_requested: bool) -> Totals:
+    """Add up over micro batches and ranks; each target is counted on one tensor rank only.
+
+    Comm: all-reduce of three float64 over all ranks.
+    """
+    totals = torch.zeros(3, dtype=torch.float64, device=torch.cuda.current_device())
+    if logged and parallel_state.get_tensor_model_parallel_rank() == 0:
+        totals[:2] = torch.stack(tuple(logged)).sum(dim=0)
+    totals[2] = float(stop_requested)
+    dist.all_reduce(totals)
+    loss_sum, targets, stops = totals.tolist()
+    return Totals(loss_sum, int(targets), int(stops))
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")
