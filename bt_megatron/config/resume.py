@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What may differ between a saved run and the configuration it is resumed with.
 
-    free     never mentioned to the user twice: logging, names, intervals
+    free     changes nothing that is computed: logging, names, intervals
     allowed  reported: the layout; the sequence of batches and the model stay the same
     refused  would silently make another run: model, data, batch, schedule
 

@@ -56,7 +56,7 @@ class DecoderConfig:
     bias: bool = True
     """Whether the linear layers have biases."""
     rotary_fraction: float = 0.25
-    """Part of each head that is rotated (GPT-NeoX rotary_pct)."""
+    """Part of each head that is rotated (GPT-NeoX rotary_pct); not used by cross_attention (T5)."""
     rotary_base: float = 10_000.0
     """Base of the rotary frequencies."""
     norm_epsilon: float = 1e-5
@@ -131,7 +131,7 @@ class DataConfig:
     seq_length: int = 2048
     """Tokens per sample; a whole number of blocks."""
     random_left_padding: bool = True
-    """Put 0 to block_length-1 pads in front of each document (reference: random_pad_first_block)."""
+    """Put 0 to block_length-1 pads in front of each document (reference: random_pad_first_block)"""
     pad_to_block_boundary: bool = True
     """Pad each document to whole blocks, so that no block holds two documents."""
     padding_seed: int = 42

@@ -132,7 +132,8 @@ class FoldedAttention(MegatronModule):
         folded_key = self._repeat_groups(self._fold(key, blocks), query.shape[2])
         folded_value = self._repeat_groups(self._fold(value, blocks), query.shape[2])
         scale = self.softmax_scale or 1 / math.sqrt(query.shape[-1])
-        scores = torch.matmul(folded_query * scale, folded_key.transpose(-1, -2)).float()
+        scores = torch.matmul(folded_query * scale, folded_key.transpose(-1, -2))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if attention_bias is not None:
             scores = scores + attention_bias
         scores = self._hide(scores, attention_mask)  # [n*b, a, q, r]

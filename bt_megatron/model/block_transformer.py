@@ -193,7 +193,8 @@ class BlockTransformerStage(PipelineStage):
             None,
             attention_mask=token_input.seen_positions(target_mask, self.model),
             context=context,
-            rotary_pos_emb=position_angles(self.model.token_decoder, index),
+            # T5 has a relative bias instead of rotary positions.
+            rotary_pos_emb=None if self.tied else position_angles(self.model.token_decoder, index),
             attention_bias=self.relative_bias(positions) if self.relative_bias else None,
         )
 
@@ -208,5 +209,5 @@ class BlockTransformerStage(PipelineStage):
         logits = hide_padding(logits, vocab_size=self.model.vocab_size)  # [k*n, b, v/t]
         if return_logits:
             return logits.view(length, blocks, batch, -1).permute(2, 1, 0, 3).flatten(1, 2)
-        losses = token_losses(logits, targets.permute(2, 1, 0).reshape(-1, batch))
+        losses = token_losses(logits, targets.permute(2, 1, 0).contiguous().view(-1, batch))
         return losses.view(length, blocks, batch).permute(2, 1, 0).reshape(batch, -1)

@@ -90,4 +90,5 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
     Comm: all-reduces of maximum, target logit and normaliser over the tp group.
     """
-    return tensor_parallel.vocab_parallel_cross_entropy(logits.float(), targets)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return tensor_parallel.vocab_parallel_cross_entropy(logits, targets)

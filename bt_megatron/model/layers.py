@@ -57,21 +57,20 @@ class ParallelResidualLayer(TransformerLayer):
 
         Comm: the tensor-parallel collectives of the linear layers.
         """
-        attention, attention_out_bias = self.self_attention(
+        attention = self.self_attention(
             self.input_layernorm(hidden_states),
             attention_mask=attention_mask,
             rotary_pos_emb=rotary_pos_emb,
             attention_bias=attention_bias,
         )
-        mlp, mlp_bias = self.mlp(self.pre_mlp_layernorm(hidden_states))
-        bias = None if attention_out_bias is None else attention_out_bias + mlp_bias
-        output = self._add(attention + mlp, bias, hidden_states)
-        return output, context
-
-    def _add(self, update: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+        mlp = self.mlp(self.pre_mlp_layernorm(hidden_states))
+        update = _with_bias(*mlp) + _with_bias(*attention)
         add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
-        with self.bias_dropout_add_exec_handler():
-            return add((update, bias), residual, self.hidden_dropout)
+        return add((update, None), hidden_states, self.hidden_dropout), context
+
+
+def _with_bias(output: Tensor, bias: Tensor | None) -> Tensor:
+    return output if bias is None else output + bias
 
 
 class PostNormLayer(TransformerLayer):

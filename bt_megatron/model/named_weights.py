@@ -15,8 +15,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from bt_megatron.model.weight_names import canonical_name, is_vocabulary_table
 from bt_megatron.errors import ConversionError
+from bt_megatron.model.weight_names import canonical_name, is_vocabulary_table
 
 SHARDING = {"non_homogeneous_layers": True}
 """Metadata of sharded_state_dict: one key per layer, so that keys are names."""

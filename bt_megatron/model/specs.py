@@ -27,10 +27,10 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayerSubmodules,
 )
 
-from bt_megatron.model.weight_names import FUSED_NORMS
 from bt_megatron.model.attention import CausalAttention, FoldedAttention, FoldedCrossAttention
 from bt_megatron.model.layers import LayerNorm, ParallelResidualLayer, PostNormLayer, RmsNorm
 from bt_megatron.model.transformer_config import StackConfig
+from bt_megatron.model.weight_names import FUSED_NORMS
 
 Residual = Literal["parallel", "sequential", "post_norm"]
 

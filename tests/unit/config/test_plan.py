@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a run."""
+
+import json
+
+import pytest
+
+from bt_megatron.config.plan import make_plan, plan_mapping
+from bt_megatron.errors import ConfigError
+
+
+@pytest.fixture
+def cut_run(make_run):
+    """A run on 8 processes: tp 2, pp 2, dp 2."""
+    return make_run({"layout.tp": 2, "layout.pp": 2})
+
+
+def test_sizes_follow_from_layout_and_batch(cut_run):
+    plan = make_plan(cut_run, 8)
+
+    assert (plan.world_size, plan.dp, plan.micro_batches) == (8, 2, 4)
+    assert plan.tokens_per_step == 16 * 64
+    assert plan.total_tokens == 100 * 16 * 64
+    assert plan.bubble == 1 / 5
+    assert plan.training_flops == 100 * 16 * plan.flops.training_per_sequence
+
+
+def test_stages_share_out_the_model(cut_run):
+    plan = make_plan(cut_run, 8)
+
+    assert plan.layout == "|".join(stage.slice.letters for stage in plan.stages)
+    assert sum(stage.flops_share for stage in plan.stages) == pytest.approx(1)
+    assert sum(stage.parameters for stage in plan.stages) == plan.parameters.total
+    totals = [stage.memory.total for stage in plan.stages]
+    assert totals[plan.fullest_stage] == max(totals)
+
+
+def test_a_broken_configuration_has_no_plan(make_run):
+    with pytest.raises(ConfigError, match="breaks these rules"):
+        make_plan(make_run({"data.seq_length": 66}), 1)
+
+
+def test_a_plan_is_json_and_names_its_formulas(cut_run):
+    plan = make_plan(cut_run, 8)
+    mapping = json.loads(json.dumps(plan_mapping(plan)))
+
+    assert mapping["formulas"] == {"flops": "bt-matmul-v1", "memory": "bt-memory-v1"}
+    assert mapping["parameters"]["total"] == plan.parameters.total
+    assert mapping["flops"]["training_per_token"] == plan.flops.training_per_token
+    assert mapping["flops_causal"]["training_per_token"] < mapping["flops"]["training_per_token"]
+    assert [stage["slice"]["letters"] for stage in mapping["stages"]] == plan.layout.split("|")
+    assert mapping["stages"][0]["memory"]["total"] == plan.stages[0].memory.total
+    assert mapping["training_flops"] == plan.training_flops

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages of a run: written, balanced, refused."""
+
+import pytest
+
+from bt_megatron.config.flops import element_flops
+from bt_megatron.config.stages import resolve_stages
+from bt_megatron.errors import LayoutError
+from bt_megatron.parallel.layout import format_stages, sum_by_stage
+
+
+def test_auto_on_one_stage_holds_everything(make_run):
+    (stage,) = resolve_stages(make_run())
+
+    assert stage.letters == "EbbttL"
+
+
+def test_auto_balances_by_flops(make_run):
+    config = make_run(
+        {
+            "model.block_decoder.num_layers": 12,
+            "model.token_decoder.num_layers": 12,
+            "layout.pp": 4,
+        }
+    )
+    costs = element_flops(config.model, seq_length=64)
+    stages = resolve_stages(config)
+
+    work = sum_by_stage(costs, stages)
+    assert len(stages) == 4
+    assert max(work) < sum(work) / 4 + max(costs)
+    assert stages[0].token_layers > 0, "twelve block layers cost less than a quarter"
+
+
+def test_a_written_layout_is_taken_as_it_is(make_run):
+    config = make_run({"layout.pp": 3, "layout.stages": "E|bbt|tL"})
+
+    assert format_stages(resolve_stages(config)) == "E|bbt|tL"
+
+
+def test_auto_keeps_the_t5_decoder_whole(make_run):
+    config = make_run({"model.token_decoder.strategy": "cross_attention", "layout.pp": 3})
+
+    assert [stage.letters for stage in resolve_stages(config)][-1] == "ttL"
+
+
+def test_a_layout_of_another_model_is_refused(make_run):
+    with pytest.raises(LayoutError, match="it has 1 't' but the model has 2"):
+        resolve_stages(make_run({"layout.stages": "EbbtL"}))
