@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of subsets."""
+
+from rich.console import Console
+
+from bt_megatron.data.manifest import (
+    Manifest,
+    ShardRecord,
+    SourceRecord,
+    SubsetCounts,
+    TokenizerRecord,
+)
+from data_prep.describe import subset_table
+
+
+def manifest_of(subsets):
+    shard = ShardRecord(
+        name="a",
+        documents=sum(counts.documents for counts in subsets.values()),
+        tokens=sum(counts.tokens for counts in subsets.values()),
+        text_bytes=sum(counts.text_bytes for counts in subsets.values()),
+        bin_sha256="",
+        idx_sha256="",
+        source=SourceRecord(name="a.jsonl", size=0, sha256=""),
+        subsets=subsets,
+        problems={},
+    )
+    tokenizer = TokenizerRecord(file="tokenizer.json", sha256="", vocab_size=4096, eos_id=0)
+    return Manifest(tokenizer=tokenizer, dtype="uint16", shards=(shard,))
+
+
+def rows_of(manifest):
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(subset_table(manifest))
+    lines = capture.get().split("\n")
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+
+
+def test_rows_are_subsets_by_name_and_the_total():
+    subsets = {
+        "Wikipedia (en)": SubsetCounts(documents=1234, tokens=3000, text_bytes=12_000),
+        "ArXiv": SubsetCounts(documents=1, tokens=1000, text_bytes=2500),
+    }
+    assert rows_of(manifest_of(subsets)) == [
+        ["ArXiv", "1", "1,000", "25.0%", "2,500", "2.500"],
+        ["Wikipedia (en)", "1,234", "3,000", "75.0%", "12,000", "4.000"],
+        ["total", "1,235", "4,000", "100.0%", "14,500", "3.625"],
+    ]
+
+
+def test_nothing_is_divided_by_zero():
+    assert rows_of(manifest_of({})) == [["total", "0", "0", "n/a", "0", "n/a"]]
