@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training processes to be killed: forked, so that starting one takes less than a second."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tests.ranks  # noqa: F401  imports Megatron once, for all forks
+from bt_megatron.config.load import to_mapping
+from bt_megatron.config.schema import RunConfig
+from bt_megatron.observe.jsonl import read_records
+from bt_megatron.observe.run_folder import RunFolder
+from bt_megatron.training.command import main_train
+
+
+class Training:
+    """The processes of one `python -m bt_megatron train`."""
+
+    def __init__(self, config: RunConfig, folder: Path, *, world_size: int = 1) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = RunFolder.of(config)
+        self.log = folder / f"{config.name}.log"
+        file = folder / f"{config.name}.yaml"
+        file.write_text(yaml.safe_dump(to_mapping(config)))
+        context = multiprocessing.get_context("fork")
+        port = _free_port()
+        self._processes = [
+            context.Process(target=_main, args=(file, self.log, rank, world_size, port))
+            for rank in range(world_size)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def wait(self, timeout_s: float = 120) -> list[int]:
+        """Return the exit codes."""
+        for process in self._processes:
+            process.join(timeout_s)
+            if process.is_alive():
+                self.signal(9)
+                raise AssertionError(f"still running after {timeout_s} s:\n{self.output}")
+        return [process.exitcode for process in self._processes]
+
+    def wait_until(self, condition: Callable[[], Any], timeout_s: float = 120) -> None:
+        """Wait for something to become true while the processes run."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            alive = all(process.is_alive() for process in self._processes)
+            assert alive, f"ended early:\n{self.output}"
+            assert time.monotonic() < deadline, f"nothing within {timeout_s} s:\n{self.output}"
+            time.sleep(0.005)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process that is alive."""
+        for process in self._processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    @property
+    def output(self) -> str:
+        """Return what all processes have printed."""
+        return self.log.read_text() if self.log.exists() else ""
+
+
+def last_step(folder: RunFolder) -> int:
+    """Return the last step that was logged."""
+    return max((record["step"] for record in read_records(folder.metrics)), default=0)
+
+
+def _main(file: Path, log: Path, rank: int, world_size: int, port: int) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    if world_size > 1:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    code = main_train([str(file)])
+    multiprocessing.util._exit_function()  # ends helper processes of checkpoint writers
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
