@@ -10,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_agg  # noqa: F401  imported once, for all forks
+import torch._dynamo  # noqa: F401  likewise
 import yaml
 
-import tests.ranks  # noqa: F401  imports Megatron once, for all forks
+import tests.ranks  # noqa: F401  likewise, and Megatron
 from bt_megatron.config.load import to_mapping
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.observe.jsonl import read_records
 from bt_megatron.observe.run_folder import RunFolder
+from bt_megatron.training import loop, run  # noqa: F401  likewise
 from bt_megatron.training.command import main_train
 
 

@@ -82,6 +82,10 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _patch_factories() -> None:
+    # `with torch.device("meta")` knows factories by identity, from a list made at its first use:
+    # made after the patch, it would hold the wrappers and send nothing to the device any more
+    # (transformers then loads models with garbage in their rotary tables).
+    torch.utils._device._device_constructors()
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from bt_megatron.config.schema import LayoutConfig
-from bt_megatron.parallel import cpu_backend, fused_adam
+from bt_megatron.parallel import cpu_backend, fused_adam, report_queue
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -22,6 +22,7 @@ def start_processes() -> None:
     """
     cpu_backend.install()
     fused_adam.install()
+    report_queue.start()
     if dist.is_initialized():
         return
     if torch.cuda.is_available():

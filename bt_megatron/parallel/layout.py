@@ -2,7 +2,7 @@
 """Layout strings: which pipeline stage holds which slice of the model.
 
     E  embedder (vanilla: the token embedding)     b  one block-decoder layer
-    t  one token-decoder layer (vanilla: a layer)  L  final norm's head and the loss
+    t  one token-decoder layer (vanilla: a layer)  L  head and loss
     |  the cut between two stages                  b*12  twelve times b
 
 `Eb*12|t*12L` is a Block Transformer of 12 + 12 layers on two stages. What has no

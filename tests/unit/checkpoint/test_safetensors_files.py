@@ -18,6 +18,7 @@ from bt_megatron.errors import CheckpointError
 TENSORS = {
     "a": torch.arange(600.0).view(20, 30),
     "b": torch.arange(600.0).view(20, 30).T,
+    "part": torch.arange(40.0).view(10, 4)[:7],
     "c": torch.ones(500, dtype=torch.bfloat16),
 }
 
@@ -46,6 +47,12 @@ def test_shards(tmp_path):
         read_tensors(tmp_path)
 
 
+def test_tied_names_are_stored_once(tmp_path):
+    table = torch.ones(100, 8)[:90]
+    write_tensors(tmp_path, {"one": table, "two": table})
+    assert len(read_tensors(tmp_path)) == 1
+
+
 def test_others_may_read_the_files(tmp_path):
     write_tensors(tmp_path, TENSORS)
     assert (tmp_path / SINGLE_FILE).stat().st_mode & 0o777 == 0o644
@@ -65,7 +72,7 @@ def test_damaged_index(tmp_path):
     content = json.loads(index.read_text())
     content["weight_map"]["d"] = content["weight_map"]["a"]
     index.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="1 of 4 tensors are in no shard"):
+    with pytest.raises(CheckpointError, match="1 of 5 tensors are in no shard"):
         read_tensors(tmp_path)
     index.write_text("{}")
     with pytest.raises(CheckpointError, match="not an index of shards"):

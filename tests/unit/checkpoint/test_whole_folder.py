@@ -35,6 +35,28 @@ def test_an_existing_folder_is_not_touched(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
+def test_replacing_keeps_the_old_folder_until_the_new_one_is_done(tmp_path, fails):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").touch()
+
+    def write():
+        with whole_folder(target, may_replace=lambda folder: (folder / "old").exists()) as folder:
+            (folder / "new").touch()
+            assert (target / "old").exists()
+            if fails:
+                raise ValueError("on purpose")
+
+    if fails:
+        with pytest.raises(ValueError, match="on purpose"):
+            write()
+    else:
+        write()
+    assert [path.name for path in target.iterdir()] == ["old" if fails else "new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with (

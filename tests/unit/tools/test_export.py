@@ -95,6 +95,17 @@ def test_an_existing_folder_is_refused_before_any_work(tmp_path, source):
         export(tmp_path / "nothing", tmp_path, ExportOptions(), logits_of=logits_of)
 
 
+def test_overwriting_replaces_exports_only(tmp_path, source):
+    out = tmp_path / "out"
+    options = ExportOptions(dtype="fp32", overwrite=True)
+    export(source, out, ExportOptions(), logits_of=logits_of)
+    export(source, out, options, logits_of=logits_of)
+    assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
+    (out / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="exists already"):
+        export(source, out, options, logits_of=logits_of)
+
+
 def test_a_tokenizer_that_is_not_the_model_s(tmp_path, source):
     large = write_small_tokenizer(tmp_path / "large.json", vocab_size=300, end="</s>")
     options = ExportOptions(tokenizer=large, eos_token="<eos>")
