@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from bt_megatron.model.weight_names import canonical_name, is_vocabulary_table
 from bt_megatron.checkpoint.manifest import find_damage, read_manifest
 from bt_megatron.config.load import from_mapping
 from bt_megatron.config.schema import ModelConfig, RunConfig
 from bt_megatron.errors import CheckpointError
+from bt_megatron.model.weight_names import canonical_name, is_vocabulary_table
 
 NOT_WEIGHTS = ("optimizer.", "random")
 
@@ -32,7 +32,7 @@ def read_checkpoint_weights(
 
     Returns:
         Weights in the precision they were trained in, the model, and what is known of the
-        source: step, tokens, versions, run name.
+        source: run name, step, tokens, versions, data, seq_length.
 
     Raises:
         CheckpointError: it is not complete, or damaged.
@@ -52,6 +52,7 @@ def read_checkpoint_weights(
         "tokens": manifest.tokens,
         "versions": manifest.versions,
         "data": config.data.path,
+        "seq_length": config.data.seq_length,
     }
     return weights, config.model, info
 

@@ -61,6 +61,18 @@ def load_model(path: str | Path) -> ModelConfig:
     return config
 
 
+def load_file[T](cls: type[T], path: str | Path) -> T:
+    """Load one configuration dataclass from one file, e.g. a cluster's.
+
+    Raises:
+        ConfigError: listing every unknown key, wrong type and missing key.
+    """
+    conversion = Conversion()
+    config: T = conversion.build(cls, read_files([path]))
+    _raise_problems(conversion, str(path))
+    return config
+
+
 def from_mapping[T](cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     """Build one configuration dataclass from plain values.
 

@@ -8,6 +8,8 @@ Block j's output predicts block j + 1. All n rows are computed and the last, whi
 has no target, is masked: static shapes, and row counts that FP8 products accept.
 """
 
+from typing import Any
+
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
@@ -34,6 +36,14 @@ from bt_megatron.parallel.pipeline import megatron_layout
 
 class BlockTransformerStage(PipelineStage):
     """The modules of one stage; those that other stages hold are None."""
+
+    embedder: Any
+    block_decoder: Any
+    token_embedding: Any
+    expansion: Any
+    relative_bias: Any
+    token_decoder: Any
+    head: Any
 
     def __init__(
         self,
@@ -70,6 +80,7 @@ class BlockTransformerStage(PipelineStage):
         )
         super().__init__(block_stack, is_first=mine.has_embedder, is_last=mine.has_head)
         self.model, self.token_stack = model, token_stack
+        self._block_layers, self._token_layers = model.block_decoder, model.token_decoder
         self.vocab = padded_vocab(model.vocab_size, layout.tp)
         self.tied = is_t5(model)
         self.embedder = None
@@ -87,7 +98,7 @@ class BlockTransformerStage(PipelineStage):
         if mine.block_layers:
             self.block_decoder = build_stack(
                 self.config,
-                self.model.block_decoder,
+                self._block_layers,
                 num_layers=mine.block_layers,
                 has_last=mine.has_last_block_layer,
             )
@@ -117,7 +128,7 @@ class BlockTransformerStage(PipelineStage):
         if mine.token_layers:
             self.token_decoder = build_stack(
                 self.token_stack,
-                self.model.token_decoder,
+                self._token_layers,
                 num_layers=mine.token_layers,
                 has_last=mine.has_last_token_layer,
                 cross_attention=self.tied,
@@ -172,7 +183,7 @@ class BlockTransformerStage(PipelineStage):
 
     def _decode_blocks(self, hidden: Tensor, blocks: int, block_mask: Tensor | None) -> Tensor:
         self.block_decoder.set_input_tensor(hidden)
-        angles = position_angles(self.model.block_decoder, arange(blocks, device=hidden.device))
+        angles = position_angles(self._block_layers, arange(blocks, device=hidden.device))
         return self.block_decoder(None, attention_mask=block_mask, rotary_pos_emb=angles)
 
     def _start_tokens(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -180,7 +191,7 @@ class BlockTransformerStage(PipelineStage):
         expanded = token_input.expand(hidden, self.expansion, vectors=vectors)  # [r, n, b, h]
         fed = token_input.fed_tokens(targets, self.model)  # [b, n, k - 1 or k]
         embedded = self.token_embedding(fed).permute(2, 1, 0, 3)
-        rows = token_input.join(expanded, embedded, self.model.token_decoder.strategy)
+        rows = token_input.join(expanded, embedded, self._token_layers.strategy)
         if not self.tied:
             return self._scatter(rows), None
         return self._scatter(rows), self._scatter(expanded.reshape(-1, *expanded.shape[2:]))
@@ -194,7 +205,7 @@ class BlockTransformerStage(PipelineStage):
             attention_mask=token_input.seen_positions(target_mask, self.model),
             context=context,
             # T5 has a relative bias instead of rotary positions.
-            rotary_pos_emb=None if self.tied else position_angles(self.model.token_decoder, index),
+            rotary_pos_emb=None if self.tied else position_angles(self._token_layers, index),
             attention_bias=self.relative_bias(positions) if self.relative_bias else None,
         )
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vanilla GPT-NeoX, the baseline, in the same stack. Shapes: shapes.py."""
 
+from typing import Any
+
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
@@ -25,6 +27,10 @@ from bt_megatron.parallel.pipeline import megatron_layout
 class VanillaStage(PipelineStage):
     """The modules of one stage; those that other stages hold are None."""
 
+    token_embedding: Any
+    decoder: Any
+    head: Any
+
     def __init__(
         self,
         model: ModelConfig,
@@ -42,7 +48,7 @@ class VanillaStage(PipelineStage):
             pipeline_model_parallel_layout=megatron_layout(stages, "token"),
         )
         super().__init__(stack, is_first=mine.has_embedder, is_last=mine.has_head)
-        self.model = model
+        self.model, self._layers = model, model.decoder
         vocab = padded_vocab(model.vocab_size, layout.tp)
         self.token_embedding = self.decoder = self.head = None
         if mine.has_embedder:
@@ -90,9 +96,7 @@ class VanillaStage(PipelineStage):
                 hidden = scatter_to_sequence_parallel_region(hidden)
         if self.decoder is not None:
             self.decoder.set_input_tensor(hidden)
-            angles = position_angles(
-                self.model.decoder, arange(tokens.shape[1], device=tokens.device)
-            )
+            angles = position_angles(self._layers, arange(tokens.shape[1], device=tokens.device))
             hidden = self.decoder(None, attention_mask=None, rotary_pos_emb=angles)
         if self.head is None:
             return hidden

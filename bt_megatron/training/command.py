@@ -3,12 +3,14 @@
 
 import argparse
 import fcntl
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from bt_megatron.config.banner import plan_lines
 from bt_megatron.config.load import LoadedConfig, load_run
@@ -35,7 +37,7 @@ def main_train(argv: Sequence[str]) -> int:
         for line in plan_lines(plan, loaded.config):
             console.note(line)
         with _lock(Path(loaded.config.run_dir), rank):
-            return _train(loaded, plan, rank)
+            return _train(loaded, plan, rank, resume_allow=arguments.resume_allow)
     except BtError as error:
         _leave(
             f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", error.exit_code
@@ -46,11 +48,12 @@ def main_train(argv: Sequence[str]) -> int:
         _leave(f"rank {rank} failed:\n{traceback.format_exc()}", 1)
 
 
-def _train(loaded: LoadedConfig, plan: Plan, rank: int) -> int:
+def _train(loaded: LoadedConfig, plan: Plan, rank: int, *, resume_allow: Sequence[str]) -> int:
     # Late: importing Megatron takes seconds, and a wrong configuration is told at once.
     from bt_megatron.parallel import cpu_backend
 
     cpu_backend.install()
+    _quiet_megatron()
     import torch
 
     from bt_megatron.parallel.groups import stop_processes
@@ -59,7 +62,7 @@ def _train(loaded: LoadedConfig, plan: Plan, rank: int) -> int:
     from bt_megatron.training.stop import EXIT_STOPPED
 
     console = Console(enabled=rank == 0, device="gpu" if torch.cuda.is_available() else "cpu")
-    run = build_run(loaded, plan, console)
+    run = build_run(loaded, plan, console, resume_allow=resume_allow)
     if run.step:
         console.note(f"resumed at step {run.step} of {plan.steps}")
     ended = train(run)
@@ -75,6 +78,12 @@ def _train(loaded: LoadedConfig, plan: Plan, rank: int) -> int:
         console.note(f"{ended} at step {run.step} of {plan.steps} in {run.folder.path}")
     stop_processes()
     return 0 if ended == "complete" else EXIT_STOPPED
+
+
+def _quiet_megatron() -> None:
+    """Keep Megatron's advice to its own developers (deprecations) out of the run's console."""
+    warnings.filterwarnings("ignore", module="megatron")
+    logging.getLogger("megatron").setLevel(logging.ERROR)
 
 
 class _lock:  # noqa: N801  a context manager, used like a function
@@ -108,7 +117,7 @@ class _lock:  # noqa: N801  a context manager, used like a function
             self._file.close()
 
 
-def _leave(message: str, code: int) -> None:
+def _leave(message: str, code: int) -> NoReturn:
     """End this process now: other ranks may be waiting in a collective that never comes."""
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)  # noqa: T201
@@ -129,5 +138,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY=VALUE",
         help="override one value, e.g. --set optimizer.lr=3e-4",
+    )
+    parser.add_argument(
+        "--resume-allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="resume although this value differs from the saved run",
     )
     return parser

@@ -2,6 +2,7 @@
 """The parts of a run, built in the order in which they need each other."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -78,13 +79,16 @@ class Run:
         )
 
 
-def build_run(loaded: LoadedConfig, plan: Plan, console: Console) -> Run:
+def build_run(
+    loaded: LoadedConfig, plan: Plan, console: Console, *, resume_allow: Sequence[str] = ()
+) -> Run:
     """Build all parts and load the newest whole checkpoint of the run.
 
     Args:
         loaded: the configuration.
         plan: what follows from it.
         console: for people.
+        resume_allow: keys that may differ from the saved run.
 
     Comm: must be called by all ranks.
     """
@@ -98,7 +102,7 @@ def build_run(loaded: LoadedConfig, plan: Plan, console: Console) -> Run:
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
     )
-    found = find_start(folder.checkpoints, config, console)
+    found = find_start(folder.checkpoints, config, console, allow=resume_allow)
     stages = resolve_stages(config)
     chunk = build_chunk(config, stages)
     if found.folder is None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run starts from: its newest whole checkpoint, given weights, or random ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron.core.distributed import DistributedDataParallel
@@ -10,23 +11,26 @@ from bt_megatron.checkpoint.manifest import Manifest
 from bt_megatron.checkpoint.restore import Found, find_newest_whole, load_checkpoint
 from bt_megatron.checkpoint.state import unwrap
 from bt_megatron.checkpoint.weights import read_weights
-from bt_megatron.config.load import from_mapping
+from bt_megatron.config.load import dotted_values, from_mapping
 from bt_megatron.config.plan import Plan
 from bt_megatron.config.resume import compare_for_resume, require_resumable
-from bt_megatron.config.schema import RunConfig
-from bt_megatron.errors import CheckpointError
+from bt_megatron.config.schema import ModelConfig, RunConfig
+from bt_megatron.errors import CheckpointError, ConversionError
 from bt_megatron.model.initialize import initialize_weights
 from bt_megatron.model.named_weights import load_named_weights
 from bt_megatron.observe.console import Console
 
 
-def find_start(checkpoints: Path, config: RunConfig, console: Console) -> Found:
+def find_start(
+    checkpoints: Path, config: RunConfig, console: Console, *, allow: Sequence[str] = ()
+) -> Found:
     """Return the checkpoint to resume, after checking that the run is still the same.
 
     Args:
         checkpoints: of the run.
         config: of the run as it is started now.
         console: for damaged files and for what differs.
+        allow: keys that may differ although they make another run (--resume-allow).
 
     Raises:
         ConfigError: a difference would make another run.
@@ -45,7 +49,7 @@ def find_start(checkpoints: Path, config: RunConfig, console: Console) -> Found:
     if found.manifest is not None:
         saved = from_mapping(RunConfig, found.manifest.config, f"{found.folder}/manifest.json")
         differences = compare_for_resume(saved, config)
-        require_resumable(differences)
+        require_resumable(differences, allow=allow)
         for difference in differences:
             console.note(f"resume: {difference}")
     return found
@@ -63,8 +67,21 @@ def set_initial_weights(config: RunConfig, chunk: DistributedDataParallel) -> No
     if source is None:
         initialize_weights(unwrap(chunk), config.model, seed=config.train.seed)
         return
-    weights, _, _ = read_weights(Path(source))
+    weights, model, _ = read_weights(Path(source))
+    if model != config.model:
+        listed = differing_fields(model, config.model)
+        raise ConversionError(
+            f"checkpoint.initialize_from {source}: was made for another model: {listed}. "
+            f"Include the model section of {source}/model.yaml."
+        )
     load_named_weights(unwrap(chunk), weights)
+
+
+def differing_fields(old: ModelConfig, new: ModelConfig) -> str:
+    """Return what differs between two models, with both values."""
+    before, after = dotted_values(old), dotted_values(new)
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    return ", ".join(f"{key} {before.get(key)} -> {after.get(key)}" for key in keys)
 
 
 def resume(

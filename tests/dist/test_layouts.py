@@ -88,3 +88,20 @@ def test_layout_gives_the_losses_of_one_process(
         for (loss, grad_norm), (one_loss, one_norm) in zip(results, expected, strict=True):
             assert loss == pytest.approx(one_loss, rel=LOSS_RTOL)
             assert grad_norm == pytest.approx(one_norm, rel=10 * LOSS_RTOL)
+
+
+BF16_ATOL = 0.02
+"""Band of bf16 around the float32 losses, in nats, in four steps of a model of 0.3 M parameters."""
+
+
+@pytest.mark.parametrize("name", ["one", "dp2", "tp2-sp", "pp2"])
+def test_bf16_stays_in_a_band_around_float32(
+    name: str, tiny_data: Path, tmp_path: Path, expected: list
+) -> None:
+    world_size, changes = {"one": (1, {}), **LAYOUTS}[name]
+    config = config_of(tiny_data, tmp_path, replace(LayoutConfig(), **changes), world_size)
+    config = replace(config, train=replace(config.train, precision="bf16"))
+    (results, *_) = run_ranks(losses, world_size, config)
+    assert results != expected
+    for (loss, _), (float32_loss, _) in zip(results, expected, strict=True):
+        assert loss == pytest.approx(float32_loss, abs=BF16_ATOL)
