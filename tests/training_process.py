@@ -66,6 +66,11 @@ class Training:
                 os.kill(process.pid, number)
 
     @property
+    def pids(self) -> list[int]:
+        """Return the process ids, by rank."""
+        return [process.pid for process in self._processes]
+
+    @property
     def output(self) -> str:
         """Return what all processes have printed."""
         return self.log.read_text() if self.log.exists() else ""

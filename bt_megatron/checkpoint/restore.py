@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from bt_megatron.checkpoint.folder import complete_checkpoints
 from bt_megatron.checkpoint.manifest import Manifest, find_damage, read_manifest
@@ -65,10 +67,10 @@ def load_checkpoint(
     state = sharded_state(chunk, optimizer, is_loading=True, with_random=same_layout)
     try:
         loaded = dist_checkpointing.load(state, str(folder))
-    except (dist_checkpointing.core.CheckpointingException, KeyError, ValueError) as error:
+    except (CheckpointException, CheckpointingException, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{folder}: does not fit the model ({error}). Use the configuration it was made with: "
-            "config.resolved.yaml of its run."
+            f"{folder}: does not fit the model ({_cause(error)}). Use the configuration it was "
+            "made with: config.resolved.yaml of its run."
         ) from error
     load_state(chunk, optimizer, loaded)
 
@@ -86,6 +88,14 @@ def _shared_check(folder: Path, manifest: Manifest) -> list[str]:
     parts: list[list[str] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, find_damage(folder, manifest, mine))
     return [line for part in parts for line in part or []]
+
+
+def _cause(error: BaseException) -> str:
+    """Return the message of the first rank that failed; torch's own holds every traceback."""
+    if isinstance(error, CheckpointException):
+        failure, _ = next(iter(error.failures.values()))
+        return str(failure)
+    return str(error)
 
 
 def _device() -> torch.device:

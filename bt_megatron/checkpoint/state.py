@@ -14,7 +14,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
-from bt_megatron.model.named_weights import SHARDING
+from bt_megatron.model.named_weights import SHARDING, clear_vocabulary_padding
 
 OPTIMIZER_SHARDING = "fully_reshardable"
 """The form of optimizer state that every layout can load."""
@@ -63,7 +63,9 @@ def load_state(chunk: nn.Module, optimizer: MegatronOptimizer, state: dict[str, 
 
     Comm: none.
     """
-    unwrap(chunk).load_state_dict(state["model"])
+    stage = unwrap(chunk)
+    stage.load_state_dict(state["model"])
+    clear_vocabulary_padding(stage, vocab_size=stage.model.vocab_size)
     with torch.no_grad():
         optimizer.load_state_dict(state["optimizer"])
     if "random" in state:

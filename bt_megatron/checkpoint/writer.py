@@ -17,6 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from torch.distributed.checkpoint.api import CheckpointException
 
 from bt_megatron.checkpoint.folder import remove_checkpoint, step_folder, superseded
 from bt_megatron.checkpoint.manifest import Manifest, data_files, file_entry, write_manifest
@@ -85,7 +86,7 @@ class CheckpointWriter:
 
         Comm: one small all-reduce while a checkpoint is being written; must be called by all.
         """
-        if self._pending and self._queue.maybe_finalize_async_calls(blocking=False):
+        if self._pending and self._is_written(blocking=False):
             self._seal()
         return self._take_sealed(wait=False)
 
@@ -94,10 +95,20 @@ class CheckpointWriter:
 
         Comm: as `poll`; must be called by all ranks.
         """
-        if self._pending:
-            self._queue.maybe_finalize_async_calls(blocking=True)
+        if self._pending and self._is_written(blocking=True):
             self._seal()
         return self._take_sealed(wait=True)
+
+    def _is_written(self, *, blocking: bool) -> bool:
+        assert self._pending is not None, "asked for a checkpoint that was not started"
+        try:
+            return bool(self._queue.maybe_finalize_async_calls(blocking=blocking))
+        except CheckpointException as error:
+            failure, _ = next(iter(error.failures.values()))
+            raise CheckpointError(
+                f"{self._pending[0]}: could not be written ({failure}). The checkpoint before it "
+                "is whole. Free space or fix the permissions, then start the same command again."
+            ) from error
 
     def _seal(self) -> None:
         assert self._pending is not None, "only what was saved can be sealed"

@@ -98,3 +98,15 @@ def load_named_weights(stage: MegatronModule, weights: Mapping[str, Tensor]) -> 
         )
     for shard in shards:
         shard.data.copy_(whole_weight(shard, weights[shard.name])[shard.place])
+
+
+@torch.no_grad()
+def clear_vocabulary_padding(stage: MegatronModule, *, vocab_size: int) -> None:
+    """Set the rows that pad the vocabulary to zero, as they are in a new model.
+
+    Comm: none.
+    """
+    for shard in named_shards(stage):
+        if shard.is_vocabulary_table:
+            real = max(0, vocab_size - shard.place[0].start)
+            shard.data[real:] = 0

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Megatron's pipeline schedules ask of a model chunk, and nothing else."""
 
+from typing import Any
+
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from bt_megatron.model.transformer_config import StackConfig
+from bt_megatron.model.weight_names import is_vocabulary_table
 
 
 class PipelineStage(MegatronModule):
@@ -26,6 +30,18 @@ class PipelineStage(MegatronModule):
         self.pre_process, self.post_process = is_first, is_last
         self.vp_stage = None
         self.input_tensor: Tensor | None = None
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return Megatron's sharded state dict, in which padded vocabularies fit each other.
+
+        Vocabularies are padded to a multiple of tp; the padding of one layout need not
+        be that of the next.
+        """
+        state = super().sharded_state_dict(*args, **kwargs)
+        for entry in state.values():
+            if isinstance(entry, ShardedTensor) and is_vocabulary_table(entry.key):
+                entry.allow_shape_mismatch = True
+        return state
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor] | None) -> None:
         """Take what the previous stage sent: [rows/t, b, width], or nothing on the first."""

@@ -44,7 +44,7 @@ def main_train(argv: Sequence[str]) -> int:
         )
     except KeyboardInterrupt:
         _leave("interrupted; the newest checkpoint is whole, start again to resume it", 130)
-    except Exception:  # the outermost frame: report, and leave without waiting for other ranks
+    except BaseException:  # the outermost frame (torch's CheckpointException is no Exception)
         _leave(f"rank {rank} failed:\n{traceback.format_exc()}", 1)
 
 

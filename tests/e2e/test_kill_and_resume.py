@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is killed and started again is bit for bit the run that was not."""
 
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_stopped_run_saves_and_goes_on(tiny_data: Path, tmp_path: Path) -> None:
     )
     training = Training(config, tmp_path / "logs", world_size=2)
     training.wait_until(lambda: last_step(training.folder) >= 7)
-    training._processes[1].terminate()  # one rank is asked, all stop at the same step
+    os.kill(training.pids[1], signal.SIGTERM)  # one rank is asked, all stop at the same step
     assert training.wait() == [EXIT_STOPPED] * 2, training.output
     stopped_at = last_step(training.folder)
     assert 7 <= stopped_at < 20
