@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bt_megatron.checkpoint.names import from_official
 from bt_megatron.config.schema import (
     DecoderConfig,
     EmbedderConfig,
     ModelConfig,
     TokenDecoderConfig,
 )
+from bt_megatron.data.batches import MicroBatch
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
 BLOCK_MODELS = (
@@ -37,6 +40,19 @@ class Golden:
     tensors: dict[str, Tensor]
     model: ModelConfig
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights by canonical name."""
+        return from_official(self.state, self.model)
+
+    def batch(self, case: str) -> MicroBatch:
+        """Return a case of a block model, [B, N, k], as the trainer reads it."""
+        ids = self.tensors[f"{case}.input_ids"]
+        mask = self.tensors[f"{case}.attention_mask"].bool()
+        length = ids.shape[-1]
+        ids, mask = ids.flatten(1), mask.flatten(1)
+        return MicroBatch(ids, mask, _ahead(ids, length), _ahead(mask, length))
+
     def case(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of one case, without its name."""
         prefix = f"{name}."
@@ -51,6 +67,15 @@ def load_golden(name: str) -> Golden:
     tensors = load_file(folder / "tensors.safetensors")
     model = vanilla_model(config) if name == "vanilla_neox" else block_model(config)
     return Golden(config, state, tensors, model)
+
+
+def load_facts(path: str) -> dict[str, Any]:
+    """Load a JSON file of the fixtures."""
+    return json.loads((REFERENCE / path).read_text())
+
+
+def _ahead(rows: Tensor, shift: int) -> Tensor:
+    return torch.cat((rows[:, shift:], torch.zeros_like(rows[:, :shift])), dim=1)
 
 
 def block_model(config: dict[str, Any]) -> ModelConfig:

@@ -25,6 +25,7 @@ import orjson
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from bt_megatron.config.arguments import add_run_arguments
 from bt_megatron.config.load import load_run
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.data.corpus import TokenCorpus
@@ -205,15 +206,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m tools.ngram_baseline",
         description="Measure unigram and bigram losses on a run's validation targets.",
     )
-    parser.add_argument("configs", nargs="+", metavar="RUN_CONFIG.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    add_run_arguments(parser)
     parser.add_argument("--out", type=Path, help="default: baselines.json in the run's folder")
     parser.add_argument(
         "--max-tokens", type=int, default=MAX_TOKENS, help="training tokens to count"
     )
     arguments = parser.parse_args(argv)
     try:
-        config = load_run(arguments.configs, arguments.settings).config
+        config = load_run(arguments.files, arguments.settings).config
         with Progress(console=Console(stderr=True)) as progress:
             report = measure_baselines(config, max_tokens=arguments.max_tokens, progress=progress)
         output = arguments.out or RunFolder(Path(config.run_dir)).baselines

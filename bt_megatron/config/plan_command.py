@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from bt_megatron.config.arguments import add_run_arguments
 from bt_megatron.config.banner import plan_lines
 from bt_megatron.config.load import load_run
 from bt_megatron.config.plan import make_plan, plan_mapping
@@ -51,15 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bt_megatron plan",
         description="Check a run and print its layout, parameters, FLOPs and memory estimate.",
     )
-    parser.add_argument("files", nargs="+", help="YAML files, composed left to right")
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one value, e.g. --set layout.tp=2",
-    )
+    add_run_arguments(parser)
     parser.add_argument(
         "--world-size",
         type=_positive,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
+from bt_megatron.config.arguments import add_run_arguments
 from bt_megatron.config.banner import plan_lines
 from bt_megatron.config.load import LoadedConfig, load_run
 from bt_megatron.config.plan import Plan, make_plan
@@ -130,15 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a run, or resume it from its newest whole checkpoint.",
         epilog="Several processes: torchrun --nproc-per-node 2 -m bt_megatron train FILE",
     )
-    parser.add_argument("files", nargs="+", help="YAML files, composed left to right")
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one value, e.g. --set optimizer.lr=3e-4",
-    )
+    add_run_arguments(parser)
     parser.add_argument(
         "--resume-allow",
         action="append",

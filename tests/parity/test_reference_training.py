@@ -20,24 +20,18 @@ from bt_megatron.model.named_weights import load_named_weights
 from bt_megatron.parallel.groups import build_groups
 from bt_megatron.training.chunk import build_chunk, build_optimizer
 from bt_megatron.training.step import StepResult, TrainingStep
-from tests.fixture_models import (
-    MODELS,
-    block_batch,
-    fixture_facts,
-    fixture_tensors,
-    fixture_weights,
-)
+from tests.golden import load_facts, load_golden
 from tests.ranks import run_ranks
 
-NAME = "lookup_prefix_b4_p2"
-FACTS = fixture_facts("train_steps_lookup_prefix_b4_p2", "train.json")
+GOLDEN = load_golden("lookup_prefix_b4_p2")
+FACTS = load_facts("train_steps_lookup_prefix_b4_p2/train.json")
 ATOL = 1e-5
 
 
 def run_config(*, distributed_optimizer: bool) -> RunConfig:
     return RunConfig(
         name="parity",
-        model=MODELS[NAME],
+        model=GOLDEN.model,
         data=DataConfig(path="none", seq_length=32),
         batch=BatchConfig(global_batch_size=2, micro_batch_size=2),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=0),
@@ -51,9 +45,9 @@ def take_steps(config: RunConfig) -> tuple[list[StepResult], dict, dict]:
     build_groups(config.layout, seed=0)
     stages = resolve_stages(config)
     chunk = build_chunk(config, stages)
-    load_named_weights(unwrap(chunk), fixture_weights(NAME))
+    load_named_weights(unwrap(chunk), GOLDEN.weights)
     step = TrainingStep(config, stages, chunk, build_optimizer(config, chunk))
-    batch = block_batch(fixture_tensors(NAME), "packed")
+    batch = GOLDEN.batch("packed")
     results, gradients = [], {}
     for index in range(config.train.steps):
         results.append(step.train([batch], step=index, lr=1e-3))

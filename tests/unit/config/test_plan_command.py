@@ -89,7 +89,7 @@ def test_planning_needs_no_torch_and_starts_fast():
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        assert "parameters 4,513,536" in done.stdout
+        assert "parameters 3,186,432" in done.stdout
         best = min(best, float(done.stdout.rsplit("import took ", 1)[1]))
         if best < 0.2:
             break

@@ -7,7 +7,7 @@ import torch
 import tests.ranks  # noqa: F401  imports Megatron for machines without CUDA
 from bt_megatron.model.initialize import initial_weight
 from bt_megatron.model.named_weights import Shard
-from tests.fixture_models import MODELS
+from tests.golden import load_golden
 from tests.tiny_run import tiny_model
 
 
@@ -59,7 +59,7 @@ def test_padding_of_the_vocabulary_is_zero_and_changes_no_other_row() -> None:
 
 
 def test_t5_queries_are_drawn_smaller() -> None:
-    model = MODELS["roberta_cls_cross_attention_b4"]
+    model = load_golden("roberta_cls_cross_attention_b4").model
     name = "token_decoder.layers.0.self_attention.linear_qkv.weight"
     by_head = draw(name, 192, 64, model=model).view(4, 3, 16, 64)
     deviations = by_head.std(dim=(0, 2, 3))
