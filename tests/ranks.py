@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bt_megatron.parallel import cpu_backend, fused_adam
+from bt_megatron.parallel import cpu_backend, fused_adam, report_queue
 
 torch.set_num_threads(1)
 cpu_backend.install()
@@ -34,6 +34,7 @@ def run_ranks(
 
     A rank that fails ends the others; its traceback is raised here, with its number.
     """
+    assert_clean_parent()
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("fork")
         processes = [
@@ -46,6 +47,16 @@ def run_ranks(
             process.start()
         _wait(processes, time.monotonic() + timeout_s)
         return _collect(Path(folder), world_size, timeout_s)
+
+
+def assert_clean_parent() -> None:
+    """Refuse to fork from a test process that has joined a process group itself.
+
+    Its threads do not survive a fork, and what they held stays locked for ever.
+    """
+    assert not torch.distributed.is_initialized(), "a test joined a process group: use run_ranks"
+    started = report_queue.start.cache_info().currsize
+    assert not started, "a test started the report queue in the test process: use run_ranks"
 
 
 def _rank(

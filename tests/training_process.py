@@ -14,7 +14,7 @@ import matplotlib.backends.backend_agg  # noqa: F401  imported once, for all for
 import torch._dynamo  # noqa: F401  likewise
 import yaml
 
-import tests.ranks  # noqa: F401  likewise, and Megatron
+import tests.ranks  # likewise, and Megatron
 from bt_megatron.config.load import to_mapping
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.observe.jsonl import read_records
@@ -27,6 +27,7 @@ class Training:
     """The processes of one `python -m bt_megatron train`."""
 
     def __init__(self, config: RunConfig, folder: Path, *, world_size: int = 1) -> None:
+        tests.ranks.assert_clean_parent()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = RunFolder.of(config)
         self.log = folder / f"{config.name}.log"

@@ -25,7 +25,8 @@ from bt_megatron.config.schema import RunConfig
 from bt_megatron.data.manifest import FILE_NAME, load_manifest, sha256_of
 from bt_megatron.errors import BtError
 from bt_megatron.observe.run_folder import RunFolder
-from tools.demo_summary import summary
+from tools.benchmark_file import write_benchmark
+from tools.demo_summary import benchmark_rows, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/run/demo.yaml"
@@ -240,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--processes", type=int, choices=(1, 2), help="that train (default: 2)")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--benchmark", type=Path, metavar="FILE", help="write the results as JSON")
     arguments = parser.parse_args(argv)
     os.chdir(ROOT)
     try:
@@ -252,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds = run_steps(steps)
         for line in summary(config, seconds):
             say(line)
+        if arguments.benchmark is not None:
+            write_benchmark(arguments.benchmark, benchmark_rows(config, seconds))
     except BtError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code

@@ -10,6 +10,7 @@ from bt_megatron.config.schema import RunConfig
 from bt_megatron.errors import DataError
 from bt_megatron.observe.jsonl import read_records
 from bt_megatron.observe.run_folder import RunFolder
+from tools.benchmark_file import Row
 
 NAMES = {"bigram": "bigram model", "unigram": "unigram model"}
 
@@ -45,6 +46,31 @@ def summary(config: RunConfig, seconds: Mapping[str, float]) -> list[str]:
         f'python -m tools.generate {folder.path / "export"} --prompt "The whale"',
         "python -m bt_megatron plan configs/run/block-1.2b.yaml --world-size 64",
         "torchrun --nproc-per-node 8 -m bt_megatron train configs/run/block-420m.yaml",
+    ]
+
+
+def benchmark_rows(config: RunConfig, seconds: Mapping[str, float]) -> list[Row]:
+    """Return the results of a demo as rows of a benchmark file; arguments as `summary`."""
+    folder = RunFolder.of(config)
+    case = f"demo/{config.name}"
+    models = orjson.loads(folder.baselines.read_bytes())["models"]
+    losses = {"model": _last(folder, "validation/loss")}
+    losses |= {key: models[key]["loss"] for key in NAMES}
+    return [
+        *(
+            Row(case=case, metric=f"validation_loss_{name}", value=loss, unit="nats/token")
+            for name, loss in losses.items()
+        ),
+        Row(
+            case=case,
+            metric="tokens_per_s",
+            value=_last(folder, "perf/tokens_per_s_average"),
+            unit="tokens/s",
+        ),
+        *(
+            Row(case=case, metric="seconds", value=time, unit="s", detail={"step": title})
+            for title, time in seconds.items()
+        ),
     ]
 
 

@@ -57,10 +57,11 @@ def trainer_logits(weights: Mapping[str, Tensor], model: ModelConfig, tokens: Te
 
     Comm: starts and ends a process group of one.
     """
-    from bt_megatron.model.build import reference_logits  # Megatron-Core: seconds
     from bt_megatron.parallel.groups import build_groups, start_processes, stop_processes
 
-    start_processes()
+    start_processes()  # first: it makes Megatron-Core importable where there is no CUDA
+    from bt_megatron.model.build import reference_logits
+
     try:
         build_groups(LayoutConfig(), seed=0)
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,6 +5,7 @@ Megatron's torch_dist format is torch's distributed checkpoint format: torch alo
 reads it, without process groups and without Megatron.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         for key, entry in entries.items()
         if isinstance(entry, TensorStorageMetadata) and not key.startswith(NOT_WEIGHTS)
     }
-    load(wanted, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings(action="ignore"):  # that no process group exists: so it is meant
+        load(wanted, storage_reader=reader, no_dist=True)
     return wanted
 
 

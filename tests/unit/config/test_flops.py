@@ -91,32 +91,17 @@ def test_components_of_the_main_model_by_hand():
     assert flops.decoder == 0
 
 
-@pytest.fixture
-def one_process():
-    """Bring up Megatron's groups for this process alone, unless they are up already."""
-    from megatron.core import parallel_state
-
-    from bt_megatron.parallel.groups import build_groups, start_processes, stop_processes
-
-    ours = not parallel_state.model_parallel_is_initialized()
-    if ours:
-        start_processes()
-        build_groups(LayoutConfig(), seed=1)
-    yield
-    if ours:
-        stop_processes()
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_formula_and_counts_equal_the_model_itself(name, one_process):
-    """torch counts the matrix products of a forward pass; attention is unmasked there."""
+def count_model(name):
+    """Return the matrix products of a forward pass, as torch counts them, and the parameters."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     from bt_megatron.model.build import build_stage
     from bt_megatron.model.transformer_config import Precision
+    from bt_megatron.parallel.groups import build_groups
 
+    build_groups(LayoutConfig(), seed=1)
     model = TINY[name]
     stage = build_stage(model, LayoutConfig(), parse_stages(layer_letters(model)), Precision())
     tokens = torch.randint(2, 512, (1, 64), generator=torch.Generator().manual_seed(1))
@@ -125,9 +110,17 @@ def test_formula_and_counts_equal_the_model_itself(name, one_process):
     # The counter does not know the CPU's fused attention; the plain one is made of products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         stage(tokens, real, tokens, real)
+    return counter.get_total_flops(), sum(p.numel() for p in stage.parameters())
 
-    assert counter.get_total_flops() == forward_flops(model, seq_length=64).total
-    assert sum(p.numel() for p in stage.parameters()) == count_parameters(model).total
+
+@pytest.mark.parametrize("name", TINY)
+def test_formula_and_counts_equal_the_model_itself(name):
+    """torch counts the matrix products of a forward pass; attention is unmasked there."""
+    from tests.ranks import run_ranks
+
+    ((flops, parameters),) = run_ranks(count_model, 1, name)
+    assert flops == forward_flops(TINY[name], seq_length=64).total
+    assert parameters == count_parameters(TINY[name]).total
 
 
 @pytest.mark.parametrize("name", TINY)
