@@ -8,7 +8,16 @@ import pytest
 
 from bt_megatron.checkpoint.state import unwrap
 from bt_megatron.config.plan import make_plan
-from bt_megatron.config.schema import LayoutConfig, OptimizerConfig, RunConfig, TrainConfig
+from bt_megatron.config.schema import (
+    DecoderConfig,
+    EmbedderConfig,
+    LayoutConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TokenDecoderConfig,
+    TrainConfig,
+)
 from bt_megatron.config.stages import resolve_stages
 from bt_megatron.model.initialize import initialize_weights
 from bt_megatron.parallel.groups import build_groups
@@ -105,3 +114,65 @@ def test_bf16_stays_in_a_band_around_float32(
     assert results != expected
     for (loss, _), (float32_loss, _) in zip(results, expected, strict=True):
         assert loss == pytest.approx(float32_loss, abs=BF16_ATOL)
+
+
+STACK = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
+ROBERTA = EmbedderConfig(
+    kind="roberta_cls",
+    hidden_size=32,
+    num_layers=2,
+    num_attention_heads=2,
+    ffn_hidden_size=64,
+    num_cls_tokens=3,
+    dropout=0.0,  # drawn per rank otherwise
+)
+T5 = TokenDecoderConfig(
+    **STACK,
+    strategy="cross_attention",
+    residual="sequential",
+    normalization="rmsnorm",
+    activation="relu",
+    bias=False,
+)
+LLAMA = {
+    "residual": "sequential",
+    "normalization": "rmsnorm",
+    "activation": "swiglu",
+    "bias": False,
+    "num_query_groups": 2,
+}
+WITHOUT_PADS = {"random_left_padding": False, "pad_to_block_boundary": False}
+OTHER_MODELS = {
+    "vanilla": ModelConfig(
+        architecture="vanilla", vocab_size=513, decoder=DecoderConfig(**STACK | {"num_layers": 4})
+    ),
+    "roberta-t5": tiny_model(embedder=ROBERTA, token_decoder=T5),
+    "projection-summation-widths": tiny_model(
+        embedder=EmbedderConfig(hidden_size=24, projection=True),
+        token_decoder=TokenDecoderConfig(**STACK | {"hidden_size": 32}, strategy="summation"),
+    ),
+    "llama-layers": tiny_model(
+        block_decoder=DecoderConfig(**STACK, **LLAMA),
+        token_decoder=TokenDecoderConfig(**STACK, **LLAMA),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", ["dp2", "tp2-sp", "pp2"])
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_other_models_give_the_losses_of_one_process(
+    name: str, layout: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    model = OTHER_MODELS[name]
+    world_size, changes = LAYOUTS[layout]
+    config = config_of(tiny_data, tmp_path, LayoutConfig(), 1)
+    data = config.data if model.is_block else replace(config.data, **WITHOUT_PADS)
+    config = replace(config, model=model, data=data)
+    changes = {key: value for key, value in changes.items() if key != "stages"}
+    (one,) = run_ranks(losses, 1, config)
+    cut = replace(config, layout=replace(LayoutConfig(), **changes))
+    make_plan(cut, world_size)
+    for results in run_ranks(losses, world_size, cut):
+        for (loss, grad_norm), (one_loss, one_norm) in zip(results, one, strict=True):
+            assert loss == pytest.approx(one_loss, rel=LOSS_RTOL)
+            assert grad_norm == pytest.approx(one_norm, rel=10 * LOSS_RTOL)
