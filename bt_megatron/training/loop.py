@@ -3,6 +3,8 @@
 
 from typing import Literal
 
+import torch.distributed as dist
+
 from bt_megatron.training.run import Run
 from bt_megatron.training.schedule import learning_rate
 from bt_megatron.training.step import StepResult
@@ -32,6 +34,7 @@ def train(run: Run) -> Ended:
                 run.save()
         run.report_saved(run.checkpoints.poll())
     run.report_saved(run.checkpoints.finish())
+    dist.barrier()  # rank 0 is still completing the checkpoint; a launcher kills who is left alone
     return "stopped" if run.step < run.plan.steps else "complete"
 
 
