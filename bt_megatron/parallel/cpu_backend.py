@@ -19,6 +19,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +34,10 @@ FACTORIES = (
     *("ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm"),
     *("tensor", "zeros", "zeros_like"),
 )
+
+
+GPU_PACKAGES = ("transformer_engine", "transformer_engine_torch", "apex", "amp_C")
+"""What Megatron-Core prefers over torch; its guards take "it can be imported" for "it works"."""
 
 
 class NullStream:
@@ -80,6 +85,12 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         return factory(*args, **kwargs)
 
     return wrapped
+
+
+def _hide_gpu_packages() -> None:
+    # A machine may have them and no visible GPU: their kernels would then fail at the first step.
+    for name in GPU_PACKAGES:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  import raises ImportError
 
 
 def _patch_factories() -> None:
@@ -163,6 +174,7 @@ def install() -> None:
         return
     # "No CUDA runtime is found", "Transformer Engine is not installed": so it is meant here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    _hide_gpu_packages()
     original_compile = torch.compile
     torch.compile = lambda fn=None, **_: fn if fn is not None else (lambda inner: inner)  # type: ignore[assignment]
     try:

@@ -53,8 +53,8 @@ def _train(loaded: LoadedConfig, plan: Plan, rank: int, *, resume_allow: Sequenc
     # Late: importing Megatron takes seconds, and a wrong configuration is told at once.
     from bt_megatron.parallel import cpu_backend
 
+    _quiet_libraries()
     cpu_backend.install()
-    _quiet_megatron()
     import torch
 
     from bt_megatron.parallel.groups import stop_processes
@@ -81,9 +81,11 @@ def _train(loaded: LoadedConfig, plan: Plan, rank: int, *, resume_allow: Sequenc
     return 0 if ended == "complete" else EXIT_STOPPED
 
 
-def _quiet_megatron() -> None:
-    """Keep Megatron's advice to its own developers (deprecations) out of the run's console."""
+def _quiet_libraries() -> None:
+    """Keep what libraries tell their own developers out of the run's console."""
     warnings.filterwarnings("ignore", module="megatron")
+    warnings.filterwarnings("ignore", category=SyntaxWarning)  # of files compiled at import
+    warnings.filterwarnings("ignore", module="transformer_engine")
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
 

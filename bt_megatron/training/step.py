@@ -111,7 +111,8 @@ class TrainingStep:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        succeeded, grad_norm, _ = self.optimizer.step()
+        succeeded, norm, _ = self.optimizer.step()
+        grad_norm = None if norm is None else float(norm)  # a tensor with Transformer Engine
         if not succeeded or (grad_norm is not None and not _is_finite(grad_norm)):
             raise TrainingError(
                 f"step {step}: the gradient norm is {grad_norm} at a loss of {totals.loss:.4f}. "
