@@ -82,9 +82,9 @@ def sequence_parallel_divides_the_sequence(config: RunConfig, world_size: int) -
 
 
 def stages_fit_the_model(config: RunConfig, world_size: int) -> str | None:
-    """layout.stages must be well formed and hold every layer once."""
+    """layout.pp_cut must be well formed and hold every layer once."""
     try:
         resolve_stages(config)
     except LayoutError as error:
-        return f"layout.{error}" if str(error).startswith("stages") else str(error)
+        return f"layout.{error}" if str(error).startswith("pp_cut") else str(error)
     return None

@@ -26,6 +26,8 @@ CLASSES: dict[str, Kind] = {
     "checkpoint": "free",
     "checkpoint.initialize_from": "refused",
     "layout": "allowed",
+    "memory": "allowed",
+    "kernels": "allowed",
     "batch.micro_batch_size": "allowed",
     "batch.global_batch_size": "refused",
     "model": "refused",

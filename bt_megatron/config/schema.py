@@ -188,14 +188,39 @@ class LayoutConfig:
     """Tensor-parallel size."""
     sequence_parallel: bool = False
     """Cut activations outside of attention along the sequence (needs tp > 1)."""
+    cp: int = 1
+    """Context-parallel size: processes that share the blocks (vanilla: tokens) of a sequence."""
     pp: int = 1
-    """Pipeline stages."""
-    stages: str = "auto"
+    """Pipeline-parallel size: processes that follow each other."""
+    vpp: int = 1
+    """Virtual stages of each process (interleaved pipeline); pp x vpp stages in all."""
+    pp_cut: str = "auto"
     """What each stage holds, e.g. Ebbbb|ttttL; auto balances by FLOPs."""
     distributed_optimizer: bool = True
     """Shard optimizer state over the data-parallel group."""
     overlap_grad_reduce: bool = False
     """Overlap gradient reduction with the backward pass."""
+    overlap_param_gather: bool = False
+    """Overlap the all-gather of updated weights with the next forward pass (needs both above)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryConfig:
+    """What is computed again in the backward pass instead of being kept."""
+
+    recompute: Literal["none", "full"] = "none"
+    """full: keep only the input of each layer, and compute the layer again."""
+    token_slices: int = 1
+    """Run the token decoder on this many parts of the blocks, one after the other; only the
+    inputs are kept, and memory shrinks with the number of parts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelConfig:
+    """Which implementation computes what."""
+
+    layers: Literal["auto", "torch", "transformer_engine"] = "auto"
+    """Norms, linear layers and attention; auto: Transformer Engine on a GPU that has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,6 +296,8 @@ class RunConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     layout: LayoutConfig = field(default_factory=LayoutConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)
     train: TrainConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

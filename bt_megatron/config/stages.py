@@ -24,7 +24,7 @@ def resolve_stages(config: RunConfig) -> tuple[StageSlice, ...]:
         LayoutError: if the string is malformed or does not fit the model or layout.pp.
     """
     model, layout = config.model, config.layout
-    text = layout.stages
+    text = layout.pp_cut
     if text == "auto":
         text = balance_stages(_pieces(model, config.data.seq_length), pp=layout.pp)
     stages = parse_stages(text)
@@ -37,9 +37,9 @@ def resolve_stages(config: RunConfig) -> tuple[StageSlice, ...]:
     )
     if is_t5(model) and not (stages[-1].has_first_token_layer and stages[-1].has_head):
         raise LayoutError(
-            f"stages '{text}': cross_attention needs all {letters.count('t')} token layers and "
+            f"pp_cut '{text}': cross_attention needs all {letters.count('t')} token layers and "
             "the head in the last stage, because they share one table and one relative bias. "
-            "Put every t into the last stage, or use stages: auto."
+            "Put every t into the last stage, or use pp_cut: auto."
         )
     return stages
 

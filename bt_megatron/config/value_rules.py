@@ -18,7 +18,10 @@ _SIZES = {
     "batch.global_batch_size",
     "batch.micro_batch_size",
     "layout.tp",
+    "layout.cp",
     "layout.pp",
+    "layout.vpp",
+    "memory.token_slices",
     "model.token_decoder.prefix_length",
 } | {
     f"model.{stack}.{size}"

@@ -81,7 +81,7 @@ def parse_stages(text: str) -> tuple[StageSlice, ...]:
     stages = [_expand(part, number, text) for number, part in enumerate(text.split("|"), start=1)]
     whole = "".join(stages)
     if not _ORDER.fullmatch(whole):
-        raise LayoutError(f"stages '{text}': {_order_fault(whole)}. {_EXAMPLE}")
+        raise LayoutError(f"pp_cut '{text}': {_order_fault(whole)}. {_EXAMPLE}")
     return _slices(stages)
 
 
@@ -115,8 +115,8 @@ def validate_stages(
             faults.append(f"it has {found} '{letter}' but the model has {wanted} {name} layers")
     if faults:
         raise LayoutError(
-            f"stages '{format_stages(stages)}': {'; '.join(faults)}. "
-            "Write a string that fits, or stages: auto."
+            f"pp_cut '{format_stages(stages)}': {'; '.join(faults)}. "
+            "Write a string that fits, or pp_cut: auto."
         )
 
 
@@ -187,7 +187,7 @@ def _expand(part: str, number: int, text: str) -> str:
     rest = re.sub(r"\s+", "", part)
     if not rest:
         raise LayoutError(
-            f"stages '{text}': stage {number} is empty. Each stage needs at least one element; "
+            f"pp_cut '{text}': stage {number} is empty. Each stage needs at least one element; "
             "remove a '|' and lower layout.pp by one."
         )
     letters = ""
@@ -195,13 +195,13 @@ def _expand(part: str, number: int, text: str) -> str:
         match = _ITEM.match(rest)
         if match is None:
             raise LayoutError(
-                f"stages '{text}': stage {number} has '{rest[0]}', which is none of E b t L and "
+                f"pp_cut '{text}': stage {number} has '{rest[0]}', which is none of E b t L and "
                 f"no repetition such as b*12. {_EXAMPLE}"
             )
         count = int(match[2] or 1)
         if not 1 <= count <= MAX_LAYERS:
             raise LayoutError(
-                f"stages '{text}': '{match[0]}' repeats {count} times. "
+                f"pp_cut '{text}': '{match[0]}' repeats {count} times. "
                 f"Use a number from 1 to {MAX_LAYERS}."
             )
         letters += match[1] * count

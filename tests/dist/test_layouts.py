@@ -35,10 +35,10 @@ LAYOUTS = {
     "dp2-overlap": (2, {"overlap_grad_reduce": True}),
     "tp2": (2, {"tp": 2}),
     "tp2-sp": (2, {"tp": 2, "sequence_parallel": True}),
-    "pp2": (2, {"pp": 2, "stages": "Ebb|ttL"}),
-    "pp2-cut-in-block-decoder": (2, {"pp": 2, "stages": "Eb|bttL"}),
-    "pp2-cut-in-token-decoder": (2, {"pp": 2, "stages": "Ebbt|tL"}),
-    "pp4": (4, {"pp": 4, "stages": "Eb|b|t|tL"}),
+    "pp2": (2, {"pp": 2, "pp_cut": "Ebb|ttL"}),
+    "pp2-cut-in-block-decoder": (2, {"pp": 2, "pp_cut": "Eb|bttL"}),
+    "pp2-cut-in-token-decoder": (2, {"pp": 2, "pp_cut": "Ebbt|tL"}),
+    "pp4": (4, {"pp": 4, "pp_cut": "Eb|b|t|tL"}),
     "tp2-pp2-sp": (4, {"tp": 2, "pp": 2, "sequence_parallel": True}),
     "dp2-tp2": (4, {"tp": 2}),
     "dp2-pp2": (4, {"pp": 2}),
@@ -168,7 +168,7 @@ def test_other_models_give_the_losses_of_one_process(
     config = config_of(tiny_data, tmp_path, LayoutConfig(), 1)
     data = config.data if model.is_block else replace(config.data, **WITHOUT_PADS)
     config = replace(config, model=model, data=data)
-    changes = {key: value for key, value in changes.items() if key != "stages"}
+    changes = {key: value for key, value in changes.items() if key != "pp_cut"}
     (one,) = run_ranks(losses, 1, config)
     cut = replace(config, layout=replace(LayoutConfig(), **changes))
     make_plan(cut, world_size)

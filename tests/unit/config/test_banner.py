@@ -11,7 +11,7 @@ def lines_of(config, world_size):
 
 
 def test_the_plan_is_short_and_says_what_matters(make_run):
-    lines = lines_of(make_run({"layout.tp": 2, "layout.pp": 2, "layout.stages": "Ebb|ttL"}), 8)
+    lines = lines_of(make_run({"layout.tp": 2, "layout.pp": 2, "layout.pp_cut": "Ebb|ttL"}), 8)
 
     assert len(lines) <= 15
     assert lines["run"] == "small in runs/small"

@@ -74,7 +74,7 @@ def test_tensor_parallel_divides_and_sequence_parallel_divides_more(make_run):
 
 
 def test_earlier_stages_keep_more_micro_batches(make_run):
-    config = make_run(LARGE | {"layout.pp": 2, "layout.stages": "Eb*12|t*12L"})
+    config = make_run(LARGE | {"layout.pp": 2, "layout.pp_cut": "Eb*12|t*12L"})
     (one,) = {stage.activations for stage in estimate(config)[:1]}
 
     first, last = estimate(config, micro_batches=8)

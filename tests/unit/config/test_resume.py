@@ -48,7 +48,7 @@ def test_every_class_is_about_the_schema():
         ("checkpoint.keep_last", 5, "free"),
         ("checkpoint.initialize_from", "weights", "refused"),
         ("layout.tp", 2, "allowed"),
-        ("layout.stages", "Ebb|ttL", "allowed"),
+        ("layout.pp_cut", "Ebb|ttL", "allowed"),
         ("batch.micro_batch_size", 4, "allowed"),
         ("batch.global_batch_size", 32, "refused"),
         ("model.vocab_size", 1024, "refused"),

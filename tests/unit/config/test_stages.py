@@ -33,7 +33,7 @@ def test_auto_balances_by_flops(make_run):
 
 
 def test_a_written_layout_is_taken_as_it_is(make_run):
-    config = make_run({"layout.pp": 3, "layout.stages": "E|bbt|tL"})
+    config = make_run({"layout.pp": 3, "layout.pp_cut": "E|bbt|tL"})
 
     assert format_stages(resolve_stages(config)) == "E|bbt|tL"
 
@@ -46,4 +46,4 @@ def test_auto_keeps_the_t5_decoder_whole(make_run):
 
 def test_a_layout_of_another_model_is_refused(make_run):
     with pytest.raises(LayoutError, match="it has 1 't' but the model has 2"):
-        resolve_stages(make_run({"layout.stages": "EbbtL"}))
+        resolve_stages(make_run({"layout.pp_cut": "EbbtL"}))
