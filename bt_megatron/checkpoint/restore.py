@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding the newest whole checkpoint of a run and loading it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +50,13 @@ def find_newest_whole(checkpoints: Path) -> Found:
 
 
 def load_checkpoint(
-    folder: Path, chunk: nn.Module, optimizer: MegatronOptimizer, *, same_layout: bool
+    folder: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer, *, same_layout: bool
 ) -> None:
     """Load weights and optimizer state, and random states if the layout is the same.
 
     Args:
         folder: a whole checkpoint.
-        chunk: the wrapped stage.
+        chunks: the wrapped stages of this rank.
         optimizer: its optimizer.
         same_layout: whether the layout and the number of processes are those of the checkpoint.
 
@@ -64,7 +65,7 @@ def load_checkpoint(
 
     Comm: reads are shared over all ranks; must be called by all.
     """
-    state = sharded_state(chunk, optimizer, is_loading=True, with_random=same_layout)
+    state = sharded_state(chunks, optimizer, is_loading=True, with_random=same_layout)
     try:
         loaded = dist_checkpointing.load(state, str(folder))
     except (CheckpointException, CheckpointingException, KeyError, ValueError) as error:
@@ -72,7 +73,7 @@ def load_checkpoint(
             f"{folder}: does not fit the model ({_cause(error)}). Use the configuration it was "
             "made with: config.resolved.yaml of its run."
         ) from error
-    load_state(chunk, optimizer, loaded)
+    load_state(chunks, optimizer, loaded)
 
 
 def _agreed_list(checkpoints: Path) -> list[Path]:

@@ -6,6 +6,7 @@ in any layout. Random states belong to one rank of one layout and are loaded
 only there.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,13 +29,17 @@ def unwrap(chunk: nn.Module) -> nn.Module:
 
 
 def sharded_state(
-    chunk: nn.Module, optimizer: MegatronOptimizer, *, is_loading: bool, with_random: bool = True
+    chunks: Sequence[nn.Module],
+    optimizer: MegatronOptimizer,
+    *,
+    is_loading: bool,
+    with_random: bool = True,
 ) -> dict[str, Any]:
     """Return the sharded state dict of this rank.
 
     Args:
-        chunk: the wrapped stage.
-        optimizer: its optimizer.
+        chunks: the wrapped stages of this rank.
+        optimizer: their optimizer.
         is_loading: whether it is to be filled from a checkpoint.
         with_random: whether random states are part of it.
 
@@ -46,26 +51,29 @@ def sharded_state(
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         "chained_optim_avoid_prefix": True,
     }
-    model = unwrap(chunk).sharded_state_dict(metadata=metadata)
-    state = {
-        "model": model,
-        "optimizer": optimizer.sharded_state_dict(
-            {"model": model}, is_loading=is_loading, metadata=metadata
-        ),
+    state: dict[str, Any] = {
+        _model_key(number): unwrap(chunk).sharded_state_dict(metadata=metadata)
+        for number, chunk in enumerate(chunks)
     }
+    state["optimizer"] = optimizer.sharded_state_dict(
+        dict(state), is_loading=is_loading, metadata=metadata
+    )
     if with_random:
         state["random"] = _sharded_random()
     return state
 
 
-def load_state(chunk: nn.Module, optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+def load_state(
+    chunks: Sequence[nn.Module], optimizer: MegatronOptimizer, state: dict[str, Any]
+) -> None:
     """Fill weights, optimizer and random states from a loaded state dict.
 
     Comm: none.
     """
-    stage = unwrap(chunk)
-    stage.load_state_dict(state["model"])
-    clear_vocabulary_padding(stage, vocab_size=stage.model.vocab_size)
+    for number, chunk in enumerate(chunks):
+        stage = unwrap(chunk)
+        stage.load_state_dict(state[_model_key(number)])
+        clear_vocabulary_padding(stage, vocab_size=stage.model.vocab_size)
     with torch.no_grad():
         optimizer.load_state_dict(state["optimizer"])
     if "random" in state:
@@ -76,16 +84,21 @@ def load_state(chunk: nn.Module, optimizer: MegatronOptimizer, state: dict[str, 
         tensor_parallel.get_cuda_rng_tracker().set_states(random["tracker"])
 
 
+def _model_key(number: int) -> str:
+    """Name a stage in this rank's state dict; in the files, weights go by their own names."""
+    return f"model{number}"
+
+
 def _sharded_random() -> ShardedObject:
     sizes = (
         parallel_state.get_pipeline_model_parallel_world_size(),
         parallel_state.get_tensor_model_parallel_world_size(),
-        parallel_state.get_data_parallel_world_size(),
+        parallel_state.get_data_parallel_world_size(with_context_parallel=True),
     )
     rank = (
         parallel_state.get_pipeline_model_parallel_rank(),
         parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_rank(with_context_parallel=True),
     )
     value = {
         "cpu": torch.get_rng_state(),

@@ -5,7 +5,7 @@ Axes are [b, s] here, the order in which samples are read; the model turns
 them into Megatron's [s, b]. Nothing in this file draws random numbers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -37,14 +37,17 @@ class MicroBatch:
         """Predictions that count."""
         return int(self.target_mask.sum())
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        """Return the micro-batch with all four tensors changed alike."""
+        return MicroBatch(**{f.name: change(getattr(self, f.name)) for f in _AXES})
+
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "MicroBatch":
         """Copy to a device; non-blocking copies need `pin_memory` first."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in _AXES}
-        return MicroBatch(**moved)
+        return self.each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "MicroBatch":
         """Copy to page-locked memory; needs a CUDA device."""
-        return MicroBatch(**{f.name: getattr(self, f.name).pin_memory() for f in _AXES})
+        return self.each(Tensor.pin_memory)
 
 
 _AXES = fields(MicroBatch)
@@ -163,6 +166,7 @@ class ValidationBatches:
         dp_rank: int,
         dp_size: int,
         target_shift: int,
+        group_size: int = 1,
     ) -> None:
         """Choose the samples.
 
@@ -173,8 +177,11 @@ class ValidationBatches:
             dp_rank: this data-parallel rank.
             dp_size: data-parallel ranks.
             target_shift: see `build_micro_batch`.
+            group_size: the number of micro-batches is a multiple of this, which interleaved
+                pipelines need.
         """
         self._dataset = dataset
+        self._group_size = group_size
         self._micro_batch_size = micro_batch_size
         self._dp_rank = dp_rank
         self._dp_size = dp_size
@@ -185,7 +192,8 @@ class ValidationBatches:
 
     def __len__(self) -> int:
         """Return the micro-batches per rank, the same on every rank."""
-        return -(-self.num_sequences // (self._micro_batch_size * self._dp_size))
+        together = self._micro_batch_size * self._dp_size * self._group_size
+        return -(-self.num_sequences // together) * self._group_size
 
     def __iter__(self) -> Iterator[MicroBatch]:
         """Read this rank's micro-batches in order."""

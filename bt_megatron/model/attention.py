@@ -11,12 +11,14 @@ import math
 from typing import Any
 
 import torch
-from megatron.core import tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 from bt_megatron.model.transformer_config import StackConfig
+from bt_megatron.parallel.context import gather_in_order, own_chunks
 
 
 class CausalAttention(MegatronModule):
@@ -55,11 +57,20 @@ class CausalAttention(MegatronModule):
         Returns:
             [s, b, a/t * d].
 
-        Comm: none.
+        Comm: none; under context parallelism all-gathers of keys and values over the cp group
+        (reduce-scatters of their gradients backward). s is then this rank's share.
         """
+        length, rows = query.shape[:2]
+        if self.config.context_parallel_size > 1:
+            assert attention_mask is None, "training data has no blocks of pads only"
+            out = self._attend_by_chunk(query, gather_in_order(key), gather_in_order(value))
+        else:
+            mask = None if attention_mask is None else self._visible(attention_mask)
+            out = self._attend(query, key, value, mask)
+        return out.reshape(length, rows, -1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, a, s, d]
-        rows, length = query.shape[0], query.shape[2]
-        mask = None if attention_mask is None else self._visible(attention_mask)
         out = F.scaled_dot_product_attention(
             query,
             key,
@@ -69,7 +80,19 @@ class CausalAttention(MegatronModule):
             scale=self.softmax_scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        return out.permute(2, 0, 1, 3).reshape(length, rows, -1)
+        return out.permute(2, 0, 1, 3)  # [s, b, a, d]
+
+    def _attend_by_chunk(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend from this rank's two chunks [s/c, b, a, d] to what lies before them [s, ...]."""
+        size = parallel_state.get_context_parallel_world_size()
+        length = keys.shape[0] // (2 * size)
+        outs = []
+        mine = own_chunks(parallel_state.get_context_parallel_rank(), size)
+        for chunk, part in zip(mine, query.chunk(2), strict=True):
+            seen = (chunk + 1) * length
+            mask = causal_lower_right(length, seen)
+            outs.append(self._attend(part, keys[:seen], values[:seen], mask))
+        return torch.cat(outs)
 
     @staticmethod
     def _visible(mask: Tensor) -> Tensor:

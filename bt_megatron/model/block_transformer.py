@@ -10,13 +10,12 @@ has no target, is masked: static shapes, and row counts that FP8 products accept
 
 from typing import Any
 
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from torch import Tensor, arange
 
 from bt_megatron.config.geometry import expanded_vectors, is_t5, token_positions
-from bt_megatron.config.schema import LayoutConfig, ModelConfig
+from bt_megatron.config.schema import LayoutConfig, MemoryConfig, ModelConfig
 from bt_megatron.model import token_input
 from bt_megatron.model.embedder import NO_INIT, build_embedder
 from bt_megatron.model.head import (
@@ -27,9 +26,11 @@ from bt_megatron.model.head import (
     token_losses,
 )
 from bt_megatron.model.relative_bias import RelativeBias
+from bt_megatron.model.slices import run_in_slices
 from bt_megatron.model.stack import build_stack, position_angles
-from bt_megatron.model.stage import PipelineStage
-from bt_megatron.model.transformer_config import Precision, decoder_stack
+from bt_megatron.model.stage import PipelineStage, own_slice
+from bt_megatron.model.transformer_config import Precision, decoder_stack, recomputation
+from bt_megatron.parallel.context import own_positions
 from bt_megatron.parallel.layout import StageSlice
 from bt_megatron.parallel.pipeline import megatron_layout
 
@@ -51,6 +52,9 @@ class BlockTransformerStage(PipelineStage):
         layout: LayoutConfig,
         stages: tuple[StageSlice, ...],
         precision: Precision,
+        memory: MemoryConfig,
+        *,
+        vp_stage: int | None = None,
     ) -> None:
         """Build this rank's slice.
 
@@ -59,14 +63,18 @@ class BlockTransformerStage(PipelineStage):
             layout: parallel sizes.
             stages: what each pipeline stage holds.
             precision: data types.
+            memory: what is computed again.
+            vp_stage: which of this process's stages; None: its only one.
         """
         assert model.block_decoder is not None, "a block model has a block decoder"
         assert model.token_decoder is not None, "a block model has a token decoder"
-        mine = stages[parallel_state.get_pipeline_model_parallel_rank()]
+        mine = own_slice(stages, layout, vp_stage)
         block_stack = decoder_stack(
             model.block_decoder,
             layout,
             precision,
+            **recomputation(memory),
+            context_parallel_size=layout.cp,
             pipeline_model_parallel_layout=megatron_layout(stages, "block"),
         )
         token_stack = decoder_stack(
@@ -75,14 +83,15 @@ class BlockTransformerStage(PipelineStage):
             precision,
             dropout=model.token_decoder.dropout,
             fold_positions=token_positions(model),
+            **({} if memory.token_slices > 1 else recomputation(memory)),
             softmax_scale=1.0 if is_t5(model) else None,
             pipeline_model_parallel_layout=megatron_layout(stages, "token"),
         )
-        super().__init__(block_stack, is_first=mine.has_embedder, is_last=mine.has_head)
+        super().__init__(block_stack, mine, vp_stage=vp_stage)
         self.model, self.token_stack = model, token_stack
         self._block_layers, self._token_layers = model.block_decoder, model.token_decoder
         self.vocab = padded_vocab(model.vocab_size, layout.tp)
-        self.tied = is_t5(model)
+        self.tied, self.token_slices = is_t5(model), memory.token_slices
         self.embedder = None
         if mine.has_embedder:
             self.embedder = build_embedder(model, block_stack, layout, precision, vocab=self.vocab)
@@ -101,6 +110,7 @@ class BlockTransformerStage(PipelineStage):
                 self._block_layers,
                 num_layers=mine.block_layers,
                 has_last=mine.has_last_block_layer,
+                vp_stage=self.vp_stage,
             )
 
     def _build_token_input(self, mine: StageSlice) -> None:
@@ -131,6 +141,7 @@ class BlockTransformerStage(PipelineStage):
                 self._token_layers,
                 num_layers=mine.token_layers,
                 has_last=mine.has_last_token_layer,
+                vp_stage=self.vp_stage,
                 cross_attention=self.tied,
             )
 
@@ -165,11 +176,25 @@ class BlockTransformerStage(PipelineStage):
         tokens, mask = tokens.view(blocks), mask.view(blocks)
         targets, target_mask = targets.view(blocks), target_mask.view(blocks)
         hidden = self.input_tensor
-        context = None
         if self.embedder is not None:
             hidden = self._scatter(self.embedder(tokens, mask))
         if self.block_decoder is not None:
             hidden = self._decode_blocks(hidden, tokens.shape[1], block_mask)
+        if self.token_decoder is None and self.head is None:
+            return self.to_send(hidden)
+        if self.token_slices > 1 and not return_logits:
+            out = run_in_slices(
+                self._write_blocks, hidden, targets, target_mask, slices=self.token_slices
+            )
+        else:
+            out = self._write_blocks(hidden, targets, target_mask, return_logits=return_logits)
+        return self.to_send(out) if self.head is None else out
+
+    def _write_blocks(
+        self, hidden: Tensor, targets: Tensor, target_mask: Tensor, *, return_logits: bool = False
+    ) -> Tensor:
+        """Run what this stage holds from the expansion on; blocks do not depend on each other."""
+        context = None
         if self.expansion is not None:
             hidden, context = self._start_tokens(hidden, targets)
         if self.token_decoder is not None:
@@ -183,7 +208,7 @@ class BlockTransformerStage(PipelineStage):
 
     def _decode_blocks(self, hidden: Tensor, blocks: int, block_mask: Tensor | None) -> Tensor:
         self.block_decoder.set_input_tensor(hidden)
-        angles = position_angles(self._block_layers, arange(blocks, device=hidden.device))
+        angles = position_angles(self._block_layers, own_positions(blocks, hidden.device))
         return self.block_decoder(None, attention_mask=block_mask, rotary_pos_emb=angles)
 
     def _start_tokens(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:

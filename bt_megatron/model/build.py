@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bt_megatron.config.geometry import layer_letters
-from bt_megatron.config.schema import LayoutConfig, ModelConfig
+from bt_megatron.config.schema import LayoutConfig, MemoryConfig, ModelConfig
 from bt_megatron.model.block_transformer import BlockTransformerStage
 from bt_megatron.model.named_weights import load_named_weights
 from bt_megatron.model.transformer_config import Precision
@@ -22,6 +22,9 @@ def build_stage(
     layout: LayoutConfig,
     stages: Sequence[StageSlice],
     precision: Precision,
+    memory: MemoryConfig = MemoryConfig(),  # noqa: B008  frozen
+    *,
+    vp_stage: int | None = None,
 ) -> Stage:
     """Return this rank's stage, its weights not yet set.
 
@@ -30,11 +33,13 @@ def build_stage(
         layout: parallel sizes; Megatron's groups exist.
         stages: what each pipeline stage holds.
         precision: data types.
+        memory: what is computed again in the backward pass.
+        vp_stage: which of this process's stages; None: its only one.
 
     Comm: none.
     """
     kind = BlockTransformerStage if model.is_block else VanillaStage
-    stage = kind(model, layout, tuple(stages), precision)
+    stage = kind(model, layout, tuple(stages), precision, memory, vp_stage=vp_stage)
     return stage.cuda() if torch.cuda.is_available() else stage
 
 

@@ -17,6 +17,7 @@ def build_stack(
     num_layers: int,
     has_last: bool,
     cross_attention: bool = False,
+    vp_stage: int | None = None,
 ) -> TransformerBlock:
     """Return this stage's layers of a decoder, with the final norm if the decoder ends here.
 
@@ -26,6 +27,7 @@ def build_stack(
         num_layers: layers on this stage.
         has_last: whether the last layer is among them.
         cross_attention: whether each layer also attends to a context.
+        vp_stage: number of this stage among those of this process; None: the only one.
     """
     spec = stack_spec(
         config,
@@ -33,7 +35,9 @@ def build_stack(
         residual=decoder.residual,
         cross_attention=cross_attention,
     )
-    return TransformerBlock(config, spec, pre_process=False, post_process=has_last)
+    return TransformerBlock(
+        config, spec, pre_process=False, post_process=has_last, vp_stage=vp_stage
+    )
 
 
 def position_angles(decoder: DecoderConfig, positions: Tensor) -> Tensor | None:

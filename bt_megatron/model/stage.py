@@ -1,15 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Megatron's pipeline schedules ask of a model chunk, and nothing else."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.utils import make_viewless_tensor
 from torch import Tensor
 
+from bt_megatron.config.schema import LayoutConfig
 from bt_megatron.model.transformer_config import StackConfig
 from bt_megatron.model.weight_names import is_vocabulary_table
+from bt_megatron.parallel.layout import StageSlice
+from bt_megatron.parallel.pipeline import stage_index
+
+
+def own_slice(
+    stages: Sequence[StageSlice], layout: LayoutConfig, vp_stage: int | None
+) -> StageSlice:
+    """Return what this process holds as its `vp_stage`-th stage.
+
+    Comm: none.
+    """
+    rank = parallel_state.get_pipeline_model_parallel_rank()
+    return stages[stage_index(rank=rank, vp_stage=vp_stage or 0, pp=layout.pp)]
 
 
 class PipelineStage(MegatronModule):
@@ -18,17 +35,17 @@ class PipelineStage(MegatronModule):
     model_type = ModelType.encoder_or_decoder
     share_embeddings_and_output_weights = False
 
-    def __init__(self, config: StackConfig, *, is_first: bool, is_last: bool) -> None:
+    def __init__(self, config: StackConfig, mine: StageSlice, *, vp_stage: int | None) -> None:
         """Remember the place in the pipeline.
 
         Args:
             config: Megatron config that the schedule reads.
-            is_first: whether this stage embeds the tokens.
-            is_last: whether this stage has the head and the loss.
+            mine: what this stage holds.
+            vp_stage: number of the stage among those of this process; None: the only one.
         """
         super().__init__(config=config)
-        self.pre_process, self.post_process = is_first, is_last
-        self.vp_stage = None
+        self.pre_process, self.post_process = mine.has_embedder, mine.has_head
+        self.vp_stage = vp_stage
         self.input_tensor: Tensor | None = None
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -42,6 +59,14 @@ class PipelineStage(MegatronModule):
             if isinstance(entry, ShardedTensor) and is_vocabulary_table(entry.key):
                 entry.allow_shape_mismatch = True
         return state
+
+    @staticmethod
+    def to_send(hidden: Tensor) -> Tensor:
+        """Return the output of a stage as a tensor of its own.
+
+        The schedule frees it once it is sent, which a view of another tensor cannot be.
+        """
+        return make_viewless_tensor(hidden, requires_grad=hidden.requires_grad, keep_graph=True)
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor] | None) -> None:
         """Take what the previous stage sent: [rows/t, b, width], or nothing on the first."""

@@ -14,7 +14,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
-from bt_megatron.config.schema import DecoderConfig, EmbedderConfig, LayoutConfig
+from bt_megatron.config.schema import DecoderConfig, EmbedderConfig, LayoutConfig, MemoryConfig
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
@@ -56,6 +56,7 @@ def shared_settings(layout: LayoutConfig, precision: Precision) -> dict[str, Any
         "sequence_parallel": layout.sequence_parallel,
         "pipeline_model_parallel_size": layout.pp,
         "pipeline_dtype": precision.dtype,
+        **_interleaving(layout),
         "params_dtype": precision.dtype,
         "bf16": precision.is_bf16,
         "autocast_dtype": precision.dtype,
@@ -67,6 +68,34 @@ def shared_settings(layout: LayoutConfig, precision: Precision) -> dict[str, Any
         "persist_layer_norm": False,
         "gradient_accumulation_fusion": False,
         "transformer_impl": "local",
+    }
+
+
+def recomputation(memory: MemoryConfig) -> dict[str, Any]:
+    """Return the settings of a stack whose layers are computed again one by one."""
+    if memory.recompute == "none":
+        return {}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    }
+
+
+def _interleaving(layout: LayoutConfig) -> dict[str, Any]:
+    """Return what virtual stages need.
+
+    Both kinds of messages cross: [n, b, g] and [q*n, b, h]; so each is preceded by its shape
+    (`variable_seq_lengths`, which Megatron ties to this token dispatcher). Overlapped p2p:
+    with two processes the default, batched p2p, mixes up the two directions silently.
+    """
+    if layout.vpp == 1:
+        return {}
+    return {
+        "virtual_pipeline_model_parallel_size": layout.vpp,
+        "overlap_p2p_comm": True,
+        "variable_seq_lengths": True,
+        "moe_token_dispatcher_type": "alltoall",
     }
 
 
@@ -116,6 +145,7 @@ def encoder_stack(
             **shared_settings(layout, precision),
             "sequence_parallel": False,
             "pipeline_model_parallel_size": 1,
+            "virtual_pipeline_model_parallel_size": None,
         },
     )
 

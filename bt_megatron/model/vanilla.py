@@ -3,12 +3,11 @@
 
 from typing import Any
 
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
-from torch import Tensor, arange
+from torch import Tensor
 
-from bt_megatron.config.schema import LayoutConfig, ModelConfig
+from bt_megatron.config.schema import LayoutConfig, MemoryConfig, ModelConfig
 from bt_megatron.model.embedder import NO_INIT
 from bt_megatron.model.head import (
     build_head,
@@ -18,8 +17,9 @@ from bt_megatron.model.head import (
     token_losses,
 )
 from bt_megatron.model.stack import build_stack, position_angles
-from bt_megatron.model.stage import PipelineStage
-from bt_megatron.model.transformer_config import Precision, decoder_stack
+from bt_megatron.model.stage import PipelineStage, own_slice
+from bt_megatron.model.transformer_config import Precision, decoder_stack, recomputation
+from bt_megatron.parallel.context import own_positions
 from bt_megatron.parallel.layout import StageSlice
 from bt_megatron.parallel.pipeline import megatron_layout
 
@@ -37,17 +37,22 @@ class VanillaStage(PipelineStage):
         layout: LayoutConfig,
         stages: tuple[StageSlice, ...],
         precision: Precision,
+        memory: MemoryConfig,
+        *,
+        vp_stage: int | None = None,
     ) -> None:
         """Build this rank's slice; arguments as BlockTransformerStage."""
         assert model.decoder is not None, "a vanilla model has a decoder"
-        mine = stages[parallel_state.get_pipeline_model_parallel_rank()]
+        mine = own_slice(stages, layout, vp_stage)
         stack = decoder_stack(
             model.decoder,
             layout,
             precision,
+            **recomputation(memory),
+            context_parallel_size=layout.cp,
             pipeline_model_parallel_layout=megatron_layout(stages, "token"),
         )
-        super().__init__(stack, is_first=mine.has_embedder, is_last=mine.has_head)
+        super().__init__(stack, mine, vp_stage=vp_stage)
         self.model, self._layers = model, model.decoder
         vocab = padded_vocab(model.vocab_size, layout.tp)
         self.token_embedding = self.decoder = self.head = None
@@ -61,6 +66,7 @@ class VanillaStage(PipelineStage):
                 model.decoder,
                 num_layers=mine.token_layers,
                 has_last=mine.has_last_token_layer,
+                vp_stage=vp_stage,
             )
         if mine.has_head:
             self.head = build_head(stack, vocab=vocab, tied=False)
@@ -96,10 +102,10 @@ class VanillaStage(PipelineStage):
                 hidden = scatter_to_sequence_parallel_region(hidden)
         if self.decoder is not None:
             self.decoder.set_input_tensor(hidden)
-            angles = position_angles(self._layers, arange(tokens.shape[1], device=tokens.device))
+            angles = position_angles(self._layers, own_positions(tokens.shape[1], tokens.device))
             hidden = self.decoder(None, attention_mask=None, rotary_pos_emb=angles)
         if self.head is None:
-            return hidden
+            return self.to_send(hidden)
         logits, _ = self.head(gather_rows(hidden, self.config))
         logits = hide_padding(logits, vocab_size=self.model.vocab_size)  # [s, b, v/t]
         if return_logits:

@@ -12,6 +12,15 @@ Shape = tuple[int, int, int]
 AdjustShapes = Callable[[list[Shape], list[Shape]], tuple[list[Shape], list[Shape]]]
 
 
+def stage_index(*, rank: int, vp_stage: int, pp: int) -> int:
+    """Return which stage of the layout string a process holds as its `vp_stage`-th.
+
+    Stages are dealt out to the processes in turn (interleaved schedule: Narayanan et
+    al., 2104.04473, section 2.2).
+    """
+    return vp_stage * pp + rank
+
+
 def megatron_layout(
     stages: Sequence[StageSlice], stack: Literal["block", "token"]
 ) -> list[list[str]] | None:
@@ -40,10 +49,12 @@ def sent_shapes(
     """Return the shape of the tensor that each stage sends to the next.
 
     Before the first token layer that is [n/t, b, g], after it [q*n/t, b, h];
-    vanilla models send [s/t, b, h]. The last stage's entry is not used.
+    vanilla models send [s/t, b, h]; n and s are this rank's share under context
+    parallelism. The last stage's entry is not used. Interleaved schedules have no use
+    for it: there each message is preceded by its shape.
     """
     shapes = []
-    cut = layout.tp if layout.sequence_parallel else 1
+    cut = layout.cp * (layout.tp if layout.sequence_parallel else 1)
     reached_tokens = False
     for stage in stages:
         reached_tokens |= stage.token_layers > 0

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This rank's model chunk as Megatron trains it, and its optimizer."""
+"""This rank's model chunks as Megatron trains them, and their optimizer."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from megatron.core.distributed import (
@@ -21,33 +22,65 @@ from bt_megatron.parallel.layout import StageSlice
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build_chunk(config: RunConfig, stages: Sequence[StageSlice]) -> DistributedDataParallel:
-    """Return this rank's stage, wrapped for mixed precision and data parallelism.
+def build_chunks(config: RunConfig, stages: Sequence[StageSlice]) -> list[DistributedDataParallel]:
+    """Return this process's stages, wrapped for mixed precision and data parallelism.
 
-    Gradients are accumulated and reduced in float32. Weights are not yet set.
+    One, or `layout.vpp` of them. Gradients are accumulated and reduced in float32. Weights
+    are not yet set.
 
     Comm: none.
     """
-    precision = Precision(dtype=DTYPES[config.train.precision])
-    stage = build_stage(config.model, config.layout, stages, precision)
+    numbers: Sequence[int | None] = range(config.layout.vpp) if config.layout.vpp > 1 else (None,)
+    chunks = [_build_chunk(config, stages, vp_stage=number) for number in numbers]
+    schedule = chunks[0].config  # the one that Megatron's schedules read
+    schedule.finalize_model_grads_func = finalize_model_grads
+    if config.layout.overlap_grad_reduce:
+        no_sync = [chunk.no_sync for chunk in chunks]
+        schedule.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+    return chunks
+
+
+def _build_chunk(
+    config: RunConfig, stages: Sequence[StageSlice], *, vp_stage: int | None
+) -> DistributedDataParallel:
+    precision, layout = Precision(dtype=DTYPES[config.train.precision]), config.layout
+    stage = build_stage(config.model, layout, stages, precision, config.memory, vp_stage=vp_stage)
     module = Float16Module(stage.config, stage) if precision.is_bf16 else stage
-    chunk = DistributedDataParallel(
+    return DistributedDataParallel(
         config=stage.config,
         ddp_config=DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
-            use_distributed_optimizer=config.layout.distributed_optimizer,
-            overlap_grad_reduce=config.layout.overlap_grad_reduce,
+            use_distributed_optimizer=layout.distributed_optimizer,
+            overlap_grad_reduce=layout.overlap_grad_reduce,
+            overlap_param_gather=layout.overlap_param_gather,
         ),
         module=module,
     )
-    stage.config.finalize_model_grads_func = finalize_model_grads
-    if config.layout.overlap_grad_reduce:
-        stage.config.no_sync_func = chunk.no_sync
-    return chunk
 
 
-def build_optimizer(config: RunConfig, chunk: DistributedDataParallel) -> MegatronOptimizer:
-    """Return AdamW over the chunk's parameters, in float32.
+@contextlib.contextmanager
+def gathered_weights(chunks: Sequence[DistributedDataParallel]) -> Iterator[None]:
+    """Have all weights in place inside the context.
+
+    With `layout.overlap_param_gather` they arrive only with the training step that needs
+    them; evaluations and checkpoints come in between.
+
+    Comm: all-gathers over the dp and cp group if that overlap is on; must be called by all.
+    """
+    waiting = [chunk for chunk in chunks if chunk.use_forward_hook]
+    for chunk in waiting:
+        chunk.disable_forward_pre_hook()
+    try:
+        yield
+    finally:
+        for chunk in waiting:
+            chunk.enable_forward_pre_hook()
+
+
+def build_optimizer(
+    config: RunConfig, chunks: Sequence[DistributedDataParallel]
+) -> MegatronOptimizer:
+    """Return AdamW over the weights of all chunks, in float32.
 
     The weights must be set before: under bf16 the optimizer copies them as float32.
 
@@ -66,8 +99,9 @@ def build_optimizer(config: RunConfig, chunk: DistributedDataParallel) -> Megatr
             bf16=config.train.precision == "bf16",
             params_dtype=DTYPES[config.train.precision],
             use_distributed_optimizer=config.layout.distributed_optimizer,
+            overlap_param_gather=config.layout.overlap_param_gather,
         ),
-        [chunk],
+        list(chunks),
         # None is Megatron's own rule: no decay of biases and one-dimensional weights.
         config_overrides={} if optimizer.decay_biases_and_norms else None,
     )

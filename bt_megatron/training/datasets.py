@@ -60,6 +60,7 @@ def open_data(config: RunConfig, *, dp_rank: int, dp_size: int) -> RunData:
             dp_rank=dp_rank,
             dp_size=dp_size,
             target_shift=model.target_shift,
+            group_size=config.layout.pp if config.layout.vpp > 1 else 1,
         ),
         byte_lengths=_byte_lengths(corpus, model.vocab_size),
     )

@@ -23,7 +23,7 @@ from bt_megatron.observe.atomic_file import write_atomically
 from bt_megatron.observe.console import Console
 from bt_megatron.observe.run_folder import RunFolder
 from bt_megatron.parallel.groups import build_groups, start_processes
-from bt_megatron.training.chunk import build_chunk, build_optimizer
+from bt_megatron.training.chunk import build_chunks, build_optimizer, gathered_weights
 from bt_megatron.training.datasets import RunData, open_data
 from bt_megatron.training.evaluate import Evaluation
 from bt_megatron.training.meter import Meter
@@ -58,9 +58,11 @@ class Run:
 
         Comm: see CheckpointWriter.save; must be called by all ranks.
         """
-        state = sharded_state(self.training.chunk, self.training.optimizer, is_loading=False)
-        self.report_saved(self.checkpoints.finish())
-        self.checkpoints.save(state, self._manifest())
+        training = self.training
+        with gathered_weights(training.chunks):
+            state = sharded_state(training.chunks, training.optimizer, is_loading=False)
+            self.report_saved(self.checkpoints.finish())
+            self.checkpoints.save(state, self._manifest())
 
     def report_saved(self, saved: Saved | None) -> None:
         """Report a checkpoint that has become complete, if one has."""
@@ -104,12 +106,12 @@ def build_run(
     )
     found = find_start(folder.checkpoints, config, console, allow=resume_allow)
     stages = resolve_stages(config)
-    chunk = build_chunk(config, stages)
+    chunks = build_chunks(config, stages)
     if found.folder is None:
-        set_initial_weights(config, chunk)
-    optimizer = build_optimizer(config, chunk)
-    step = resume(found, config, plan, chunk, optimizer, data_fingerprint=data.fingerprint)
-    training = TrainingStep(config, stages, chunk, optimizer)
+        set_initial_weights(config, chunks)
+    optimizer = build_optimizer(config, chunks)
+    step = resume(found, config, plan, chunks, optimizer, data_fingerprint=data.fingerprint)
+    training = TrainingStep(config, stages, chunks, optimizer)
     reporter = None
     if dist.get_rank() == 0:
         _describe(folder, loaded, plan)

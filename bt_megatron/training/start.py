@@ -55,7 +55,7 @@ def find_start(
     return found
 
 
-def set_initial_weights(config: RunConfig, chunk: DistributedDataParallel) -> None:
+def set_initial_weights(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> None:
     """Set the weights of a run that starts from nothing.
 
     Raises:
@@ -65,7 +65,8 @@ def set_initial_weights(config: RunConfig, chunk: DistributedDataParallel) -> No
     """
     source = config.checkpoint.initialize_from
     if source is None:
-        initialize_weights(unwrap(chunk), config.model, seed=config.train.seed)
+        for chunk in chunks:
+            initialize_weights(unwrap(chunk), config.model, seed=config.train.seed)
         return
     weights, model, _ = read_weights(Path(source))
     if model != config.model:
@@ -74,7 +75,8 @@ def set_initial_weights(config: RunConfig, chunk: DistributedDataParallel) -> No
             f"checkpoint.initialize_from {source}: was made for another model: {listed}. "
             f"Include the model section of {source}/model.yaml."
         )
-    load_named_weights(unwrap(chunk), weights)
+    for chunk in chunks:
+        load_named_weights(unwrap(chunk), weights)
 
 
 def differing_fields(old: ModelConfig, new: ModelConfig) -> str:
@@ -88,7 +90,7 @@ def resume(
     found: Found,
     config: RunConfig,
     plan: Plan,
-    chunk: DistributedDataParallel,
+    chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     *,
     data_fingerprint: str,
@@ -112,7 +114,7 @@ def resume(
             f"now holds {data_fingerprint[:12]}. Put the data back, or choose another name."
         )
     load_checkpoint(
-        found.folder, chunk, optimizer, same_layout=_same_layout(manifest, config, plan)
+        found.folder, chunks, optimizer, same_layout=_same_layout(manifest, config, plan)
     )
     return manifest.step
 

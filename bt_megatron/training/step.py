@@ -17,8 +17,10 @@ from torch import Tensor
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.data.batches import MicroBatch
 from bt_megatron.errors import TrainingError
+from bt_megatron.parallel.context import own_share
 from bt_megatron.parallel.layout import StageSlice
 from bt_megatron.parallel.pipeline import adjust_shapes, sent_shapes
+from bt_megatron.training.chunk import gathered_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class TrainingStep:
         self,
         config: RunConfig,
         stages: Sequence[StageSlice],
-        chunk: DistributedDataParallel,
+        chunks: Sequence[DistributedDataParallel],
         optimizer: MegatronOptimizer,
     ) -> None:
         """Bind the parts.
@@ -62,14 +64,14 @@ class TrainingStep:
         Args:
             config: the run.
             stages: what each pipeline stage holds.
-            chunk: this rank's wrapped stage.
-            optimizer: its optimizer.
+            chunks: this rank's wrapped stages.
+            optimizer: their optimizer.
         """
-        self.chunk, self.optimizer = chunk, optimizer
+        self.chunks, self.optimizer = list(chunks), optimizer
         self._config = config
         self._schedule = get_forward_backward_func()
         self._adjust = None
-        if config.layout.pp > 1:
+        if config.layout.pp > 1 and config.layout.vpp == 1:
             shapes = sent_shapes(
                 config.model,
                 stages,
@@ -79,7 +81,7 @@ class TrainingStep:
             )
             rank = parallel_state.get_pipeline_model_parallel_rank()
             self._adjust = adjust_shapes(shapes, rank=rank)
-        chunk.config.grad_scale_func = optimizer.scale_loss
+        self.chunks[0].config.grad_scale_func = optimizer.scale_loss
 
     def train(
         self, batches: Sequence[MicroBatch], *, step: int, lr: float, stop_requested: bool = False
@@ -99,10 +101,7 @@ class TrainingStep:
 
         Comm: the schedule's, the optimizer's, one all-reduce of three numbers over all ranks.
         """
-        self.chunk.train()
-        self.chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        totals = self._run(batches, forward_only=False, stop_requested=stop_requested)
+        totals = self.accumulate(batches, stop_requested=stop_requested)
         if not _is_finite(totals.loss):
             raise TrainingError(
                 f"step {step}: the loss is {totals.loss}. The weights are still those before "
@@ -120,14 +119,30 @@ class TrainingStep:
             )
         return StepResult(totals, grad_norm)
 
+    def accumulate(self, batches: Sequence[MicroBatch], *, stop_requested: bool = False) -> Totals:
+        """Compute the gradients of one step and leave the weights as they are.
+
+        Arguments as `train`.
+
+        Comm: the schedule's, one all-reduce of three numbers over all ranks.
+        """
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        return self._run(batches, forward_only=False, stop_requested=stop_requested)
+
     @torch.no_grad()
     def evaluate(self, batches: Sequence[MicroBatch]) -> Totals:
         """Return the loss on micro batches without changing anything.
 
-        Comm: the schedule's, one all-reduce of three numbers over all ranks.
+        Comm: the schedule's, one all-reduce of three numbers over all ranks; gathers of weights
+        that the overlap has left open.
         """
-        self.chunk.eval()
-        return self._run(batches, forward_only=True, stop_requested=False)
+        for chunk in self.chunks:
+            chunk.eval()
+        with gathered_weights(self.chunks):
+            return self._run(batches, forward_only=True, stop_requested=False)
 
     def _run(
         self, batches: Sequence[MicroBatch], *, forward_only: bool, stop_requested: bool
@@ -135,10 +150,13 @@ class TrainingStep:
         extra: dict[str, Any] = {}
         if self._adjust is not None:
             extra["adjust_tensor_shapes_fn"] = self._adjust
+        model = self._config.model
+        unit = model.block_length if model.is_block else 1
+        own = [batch.each(functools.partial(own_share, unit=unit)) for batch in batches]
         logged = self._schedule(
             forward_step_func=_forward,
-            data_iterator=iter(batches),
-            model=self.chunk,
+            data_iterator=[iter(own) for _ in self.chunks],
+            model=self.chunks,
             num_microbatches=len(batches),
             seq_length=self._config.data.seq_length,
             micro_batch_size=self._config.batch.micro_batch_size,

@@ -18,7 +18,7 @@ from bt_megatron.config.schema import (
 from bt_megatron.config.stages import resolve_stages
 from bt_megatron.model.named_weights import load_named_weights
 from bt_megatron.parallel.groups import build_groups
-from bt_megatron.training.chunk import build_chunk, build_optimizer
+from bt_megatron.training.chunk import build_chunks, build_optimizer
 from bt_megatron.training.step import StepResult, TrainingStep
 from tests.golden import load_facts, load_golden
 from tests.ranks import run_ranks
@@ -44,9 +44,9 @@ def take_steps(config: RunConfig) -> tuple[list[StepResult], dict, dict]:
     """Return the results, the first step's clipped gradients and the last weights."""
     build_groups(config.layout, seed=0)
     stages = resolve_stages(config)
-    chunk = build_chunk(config, stages)
+    (chunk,) = chunks = build_chunks(config, stages)
     load_named_weights(unwrap(chunk), GOLDEN.weights)
-    step = TrainingStep(config, stages, chunk, build_optimizer(config, chunk))
+    step = TrainingStep(config, stages, chunks, build_optimizer(config, chunks))
     batch = GOLDEN.batch("packed")
     results, gradients = [], {}
     for index in range(config.train.steps):

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few training steps in one layout: losses, gradient norms and every gradient by name.
+
+Batches are drawn from the position alone, so that every layout reads the same ones; the
+sequences have pads, of different number in each.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from torch import Tensor
+
+from bt_megatron.checkpoint.state import unwrap
+from bt_megatron.config.schema import RunConfig
+from bt_megatron.config.stages import resolve_stages
+from bt_megatron.data.batches import MicroBatch, build_micro_batch
+from bt_megatron.data.packing import Sample
+from bt_megatron.model.initialize import initialize_weights
+from bt_megatron.model.named_weights import named_shards
+from bt_megatron.parallel.groups import build_groups
+from bt_megatron.training.chunk import build_chunks, build_optimizer
+from bt_megatron.training.step import TrainingStep
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutRun:
+    """What one rank of a layout gave."""
+
+    losses: list[float]
+    """Nats per target of each step."""
+    grad_norms: list[float]
+    """Gradient norm of each step, before clipping."""
+    gradients: dict[str, list[tuple[tuple[slice, ...], Tensor]]]
+    """By canonical name: this rank's parts of the first step's gradient and their places, on
+    CPU; padding of the vocabulary is cut off."""
+
+
+def run_layout(config: RunConfig, *, steps: int) -> LayoutRun:
+    """Take some optimizer steps from random weights, in this process's part of a layout.
+
+    Args:
+        config: the run; `train.steps` is not used.
+        steps: optimizer steps.
+
+    Comm: builds Megatron's groups and trains; must be called by all ranks.
+    """
+    build_groups(config.layout, seed=config.train.seed)
+    try:
+        stages = resolve_stages(config)
+        chunks = build_chunks(config, stages)
+        for chunk in chunks:
+            initialize_weights(unwrap(chunk), config.model, seed=config.train.seed)
+        step = TrainingStep(config, stages, chunks, build_optimizer(config, chunks))
+        step.accumulate(own_batches(config, step=0))
+        gradients = own_gradients(chunks, vocab_size=config.model.vocab_size)
+        results = [
+            step.train(own_batches(config, step=index), step=index, lr=config.optimizer.lr)
+            for index in range(steps)
+        ]
+    finally:
+        parallel_state.destroy_model_parallel()
+    norms = [result.grad_norm for result in results if result.grad_norm is not None]
+    return LayoutRun([result.totals.loss for result in results], norms, gradients)
+
+
+def own_batches(config: RunConfig, *, step: int) -> list[MicroBatch]:
+    """Return this data-parallel rank's micro-batches of random tokens.
+
+    Comm: none.
+    """
+    rank, size = (
+        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_world_size(),
+    )
+    together = config.batch.micro_batch_size * size
+    first = step * config.batch.global_batch_size
+    return [
+        build_micro_batch(
+            [
+                random_sample(config, position=first + start + index)
+                for index in range(config.batch.micro_batch_size)
+            ],
+            target_shift=config.model.target_shift,
+        )
+        for start in range(
+            rank * config.batch.micro_batch_size, config.batch.global_batch_size, together
+        )
+    ]
+
+
+def random_sample(config: RunConfig, *, position: int) -> Sample:
+    """Return one sequence of random tokens, between a quarter and all of it real.
+
+    The first block has pads in front, as data with random left padding.
+    """
+    length = config.data.seq_length
+    draw = torch.Generator().manual_seed(config.data.seed * 1_000_003 + position)
+    tokens = torch.randint(config.model.vocab_size, (length,), generator=draw)
+    end = int(torch.randint(length // 4, length + 1, (), generator=draw))
+    start = int(torch.randint(config.model.target_shift, (), generator=draw))
+    mask = (torch.arange(length) >= start) & (torch.arange(length) < end)
+    return Sample(tokens.numpy(), mask.numpy())
+
+
+def own_gradients(
+    chunks: Sequence[DistributedDataParallel], *, vocab_size: int
+) -> dict[str, list[tuple[tuple[slice, ...], Tensor]]]:
+    """Return this rank's parts of all gradients by canonical name.
+
+    Comm: all-gathers over the dp and cp group with the distributed optimizer.
+    """
+    gradients: dict[str, list[tuple[tuple[slice, ...], Tensor]]] = {}
+    for chunk in chunks:
+        _gather_sharded_gradients(chunk)
+        for name, place, gradient in _gradient_shards(chunk, vocab_size):
+            gradients.setdefault(name, []).append((place, gradient))
+    return gradients
+
+
+def _gather_sharded_gradients(chunk: DistributedDataParallel) -> None:
+    """Undo the reduce-scatter: afterwards every rank has the whole of each bucket."""
+    if not chunk.ddp_config.use_distributed_optimizer:
+        return
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    for buffer in chunk.buffers:
+        for bucket in buffer.buckets:
+            own = bucket.grad_data.chunk(group.size())[group.rank()].clone()
+            dist.all_gather_into_tensor(bucket.grad_data, own, group=group)
+
+
+@torch.no_grad()
+def _gradient_shards(
+    chunk: DistributedDataParallel, vocab_size: int
+) -> Iterator[tuple[str, tuple[slice, ...], Tensor]]:
+    """Yield gradients by the names and places of their weights.
+
+    Names belong to the weights' storage, so the gradients take its place for a moment.
+    """
+    weights = [(param, param.data) for param in chunk.parameters()]
+    try:
+        for param, _ in weights:
+            param.data = param.main_grad
+        shards = [
+            (shard, shard.data.detach().float().cpu().clone())
+            for shard in named_shards(unwrap(chunk))
+        ]
+    finally:
+        for param, weight in weights:
+            param.data = weight
+    for shard, gradient in shards:
+        place = shard.place
+        if shard.is_vocabulary_table:
+            real = slice(place[0].start, max(place[0].start, min(place[0].stop, vocab_size)))
+            place, gradient = (real, *place[1:]), gradient[: real.stop - real.start]
+        yield shard.name, place, gradient
+
+
+def whole_gradients(runs: Sequence[LayoutRun]) -> dict[str, Tensor]:
+    """Put the gradients of all ranks together.
+
+    Parts that several ranks hold are taken from the last of them, after a check that all
+    have the same.
+
+    Raises:
+        AssertionError: replicas of a gradient differ.
+    """
+    parts: dict[str, dict[tuple[tuple[int, int], ...], Tensor]] = {}
+    for run in runs:
+        for name, shards in run.gradients.items():
+            for place, gradient in shards:
+                key = tuple((axis.start, axis.stop) for axis in place)
+                other = parts.setdefault(name, {}).setdefault(key, gradient)
+                assert torch.allclose(other, gradient, rtol=1e-6, atol=1e-9), (
+                    f"{name}: replicas of its gradient differ"
+                )
+    return {name: _join(held) for name, held in parts.items()}
+
+
+def _join(parts: dict[tuple[tuple[int, int], ...], Tensor]) -> Tensor:
+    axes = len(next(iter(parts)))
+    shape = [max(place[axis][1] for place in parts) for axis in range(axes)]
+    whole = torch.full(shape, float("nan"))
+    for place, gradient in parts.items():
+        whole[tuple(slice(*ends) for ends in place)] = gradient
+    assert not whole.isnan().any(), "every part of a gradient is on some rank"
+    return whole
