@@ -5,7 +5,8 @@ Batches are drawn from the position alone, so that every layout reads the same o
 sequences have pads, of different number in each.
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ from bt_megatron.model.initialize import initialize_weights
 from bt_megatron.model.named_weights import named_shards
 from bt_megatron.parallel.groups import build_groups
 from bt_megatron.training.chunk import build_chunks, build_optimizer
-from bt_megatron.training.step import TrainingStep
+from bt_megatron.training.step import StepResult, TrainingStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +49,40 @@ def run_layout(config: RunConfig, *, steps: int) -> LayoutRun:
 
     Comm: builds Megatron's groups and trains; must be called by all ranks.
     """
+    with training_step(config) as step:
+        step.accumulate(own_batches(config, step=0))
+        gradients = own_gradients(step.chunks, vocab_size=config.model.vocab_size)
+        results = take_steps(step, config, range(steps))
+    norms = [result.grad_norm for result in results if result.grad_norm is not None]
+    return LayoutRun([result.totals.loss for result in results], norms, gradients)
+
+
+@contextlib.contextmanager
+def training_step(config: RunConfig) -> Iterator[TrainingStep]:
+    """Build Megatron's groups and this process's part of a model with random weights.
+
+    Comm: creates groups; must be called by all ranks.
+    """
     build_groups(config.layout, seed=config.train.seed)
     try:
         stages = resolve_stages(config)
         chunks = build_chunks(config, stages)
         for chunk in chunks:
             initialize_weights(unwrap(chunk), config.model, seed=config.train.seed)
-        step = TrainingStep(config, stages, chunks, build_optimizer(config, chunks))
-        step.accumulate(own_batches(config, step=0))
-        gradients = own_gradients(chunks, vocab_size=config.model.vocab_size)
-        results = [
-            step.train(own_batches(config, step=index), step=index, lr=config.optimizer.lr)
-            for index in range(steps)
-        ]
+        yield TrainingStep(config, stages, chunks, build_optimizer(config, chunks))
     finally:
         parallel_state.destroy_model_parallel()
-    norms = [result.grad_norm for result in results if result.grad_norm is not None]
-    return LayoutRun([result.totals.loss for result in results], norms, gradients)
+
+
+def take_steps(step: TrainingStep, config: RunConfig, numbers: Iterable[int]) -> list[StepResult]:
+    """Take optimizer steps with the numbers given, at the peak learning rate.
+
+    Comm: the schedule's and the optimizer's; must be called by all ranks.
+    """
+    return [
+        step.train(own_batches(config, step=number), step=number, lr=config.optimizer.lr)
+        for number in numbers
+    ]
 
 
 def own_batches(config: RunConfig, *, step: int) -> list[MicroBatch]:

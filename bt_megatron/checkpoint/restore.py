@@ -15,7 +15,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from bt_megatron.checkpoint.folder import complete_checkpoints
 from bt_megatron.checkpoint.manifest import Manifest, find_damage, read_manifest
+from bt_megatron.checkpoint.optimizer_forms import (
+    copy_structure,
+    in_own_form,
+    read_main_weights,
+)
 from bt_megatron.checkpoint.state import load_state, sharded_state
+from bt_megatron.config.schema import RunConfig
 from bt_megatron.errors import CheckpointError
 
 
@@ -50,7 +56,13 @@ def find_newest_whole(checkpoints: Path) -> Found:
 
 
 def load_checkpoint(
-    folder: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer, *, same_layout: bool
+    folder: Path,
+    chunks: Sequence[nn.Module],
+    optimizer: MegatronOptimizer,
+    *,
+    saved: RunConfig,
+    own: RunConfig,
+    same_world: bool,
 ) -> None:
     """Load weights and optimizer state, and random states if the layout is the same.
 
@@ -58,14 +70,23 @@ def load_checkpoint(
         folder: a whole checkpoint.
         chunks: the wrapped stages of this rank.
         optimizer: its optimizer.
-        same_layout: whether the layout and the number of processes are those of the checkpoint.
+        saved: configuration of the checkpoint.
+        own: configuration of this run.
+        same_world: whether the number of processes is that of the checkpoint.
 
     Raises:
         CheckpointError: the tensors are not those of this model.
 
     Comm: reads are shared over all ranks; must be called by all.
     """
+    same_layout = same_world and saved.layout == own.layout
     state = sharded_state(chunks, optimizer, is_loading=True, with_random=same_layout)
+    was_sharded, is_sharded = (c.layout.distributed_optimizer for c in (saved, own))
+    own_form = copy_structure(state["optimizer"])
+    if was_sharded != is_sharded:
+        read_main_weights(
+            state["optimizer"], was_sharded=was_sharded, precision=own.train.precision
+        )
     try:
         loaded = dist_checkpointing.load(state, str(folder))
     except (CheckpointException, CheckpointingException, KeyError, ValueError) as error:
@@ -73,6 +94,9 @@ def load_checkpoint(
             f"{folder}: does not fit the model ({_cause(error)}). Use the configuration it was "
             "made with: config.resolved.yaml of its run."
         ) from error
+    if was_sharded != is_sharded:
+        steps = read_manifest(folder).step
+        loaded["optimizer"] = in_own_form(own_form, loaded["optimizer"], steps=steps)
     load_state(chunks, optimizer, loaded)
 
 

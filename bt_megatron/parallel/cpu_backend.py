@@ -89,8 +89,9 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 def _hide_gpu_packages() -> None:
     # A machine may have them and no visible GPU: their kernels would then fail at the first step.
+    modules: dict[str, Any] = sys.modules
     for name in GPU_PACKAGES:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  import raises ImportError
+        modules.setdefault(name, None)  # importing it raises ImportError
 
 
 def _patch_factories() -> None:

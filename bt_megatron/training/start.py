@@ -7,7 +7,6 @@ from pathlib import Path
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
-from bt_megatron.checkpoint.manifest import Manifest
 from bt_megatron.checkpoint.restore import Found, find_newest_whole, load_checkpoint
 from bt_megatron.checkpoint.state import unwrap
 from bt_megatron.checkpoint.weights import read_weights
@@ -114,11 +113,11 @@ def resume(
             f"now holds {data_fingerprint[:12]}. Put the data back, or choose another name."
         )
     load_checkpoint(
-        found.folder, chunks, optimizer, same_layout=_same_layout(manifest, config, plan)
+        found.folder,
+        chunks,
+        optimizer,
+        saved=from_mapping(RunConfig, manifest.config, "manifest.json"),
+        own=config,
+        same_world=manifest.world_size == plan.world_size,
     )
     return manifest.step
-
-
-def _same_layout(manifest: Manifest, config: RunConfig, plan: Plan) -> bool:
-    saved = from_mapping(RunConfig, manifest.config, "manifest.json")
-    return saved.layout == config.layout and manifest.world_size == plan.world_size

@@ -15,7 +15,12 @@ ATOL = 1e-12
 
 
 def stack(**changes: object) -> SimpleNamespace:
-    settings = {"fold_positions": 5, "bidirectional": False, "attention_dropout": 0.0}
+    settings = {
+        "fold_positions": 5,
+        "bidirectional": False,
+        "attention_dropout": 0.0,
+        "context_parallel_size": 1,
+    }
     return SimpleNamespace(**settings | changes)
 
 
