@@ -30,6 +30,7 @@ def build_chunk(config: RunConfig, stages: Sequence[StageSlice]) -> DistributedD
     """
     precision = Precision(dtype=DTYPES[config.train.precision])
     stage = build_stage(config.model, config.layout, stages, precision)
+    stage.head_chunk_rows = config.kernels.head_chunk_tokens
     module = Float16Module(stage.config, stage) if precision.is_bf16 else stage
     chunk = DistributedDataParallel(
         config=stage.config,
