@@ -17,7 +17,9 @@ WARPS = 8
 
 
 @triton.jit
-def statistics_kernel(logits, targets, statistics, columns, first, real, width: tl.constexpr):
+def statistics_kernel(
+    logits, targets, statistics, columns, first, real: tl.constexpr, width: tl.constexpr
+):
     """Write maximum, sum of exp(logit - maximum) and target logit of one row of a shard."""
     row = tl.program_id(0).to(tl.int64)  # row * columns can pass 2**31
     start = logits + row * columns
@@ -25,8 +27,9 @@ def statistics_kernel(logits, targets, statistics, columns, first, real, width: 
     maximum = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
     for column in range(0, real, width):
-        inside = column + lanes < real
-        x = tl.load(start + column + lanes, mask=inside, other=float("-inf")).to(tl.float32)
+        inside = column + lanes < columns  # aligned more often than `real`: wide loads
+        x = tl.load(start + column + lanes, mask=inside, other=0.0).to(tl.float32)
+        x = tl.where(column + lanes < real, x, float("-inf"))
         higher = tl.maximum(maximum, tl.max(x, axis=0))
         total = total * tl.exp(maximum - higher) + tl.sum(tl.exp(x - higher), axis=0)
         maximum = higher
@@ -39,7 +42,9 @@ def statistics_kernel(logits, targets, statistics, columns, first, real, width: 
 
 
 @triton.jit
-def gradient_kernel(logits, targets, factors, columns, first, real, width: tl.constexpr):
+def gradient_kernel(
+    logits, targets, factors, columns, first, real: tl.constexpr, width: tl.constexpr
+):
     """Turn a part of a row of logits into its gradient, (softmax - onehot) * upstream."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * width + tl.arange(0, width)
