@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of one process, an ESTIMATE in bytes, by part.
 
-Formula `bt-memory-v1`. With e bytes per value of the training precision (4, or 2 for
+Formula `bt-memory-v2`. With e bytes per value of the training precision (4, or 2 for
 bf16), t the tensor-parallel size, and everything of a stage counted as cut by t:
 
     weights       e per parameter
@@ -13,7 +13,8 @@ bf16), t the tensor-parallel size, and everything of a stage counted as cut by t
                   (divided by t under sequence parallelism only), and
                   (qkv + a d + 2 f) / t (3 f with swiglu; T5: + 2 h + 4 h / t)
                   and at the ends the embedder's output and the expansion's in- and output
-    logits        2 e + 4 per logit of one micro-batch: logits, their gradient, fp32 softmax
+    logits        e per logit of one micro-batch, or of kernels.head_chunk_tokens rows of it:
+                  a buffer that becomes the gradient in place (fp32 sums stay in registers)
 
 A stage keeps as many micro-batches in flight as 1F1B needs: pp - index, at most m.
 Attention is taken to be fused (scores are not kept). Left out: the CUDA context, NCCL
@@ -33,7 +34,7 @@ from bt_megatron.config.params import element_parameters
 from bt_megatron.config.schema import DecoderConfig, ModelConfig, RunConfig
 from bt_megatron.parallel.layout import StageSlice, sum_by_stage
 
-FORMULA = "bt-memory-v1"
+FORMULA = "bt-memory-v2"
 """Name and version of the estimate."""
 
 
@@ -52,7 +53,7 @@ class MemoryEstimate:
     activations: int
     """What the backward pass needs."""
     logits: int
-    """Logits, softmax and their gradient."""
+    """Logits of the rows that the head computes at a time, then their gradient."""
 
     @property
     def total(self) -> int:
@@ -84,7 +85,7 @@ def estimate_memory(
             gradients=_divide(4 * parameters[i], layout.tp),
             optimizer=_divide(8 * parameters[i], shards),
             activations=value * values[i] * min(micro_batches, layout.pp - i),
-            logits=(2 * value + 4) * logits if stage.has_head else 0,
+            logits=value * logits if stage.has_head else 0,
         )
         for i, stage in enumerate(stages)
     )
@@ -154,9 +155,11 @@ def _stream(config: RunConfig, values: int) -> int:
 
 
 def _logits(config: RunConfig) -> int:
-    """Count the logits of one micro-batch on one process."""
-    tokens = config.data.seq_length * config.batch.micro_batch_size
-    return tokens * _divide(config.model.vocab_size, config.layout.tp)
+    """Count the logits that one process holds at a time."""
+    rows = config.data.seq_length * config.batch.micro_batch_size
+    if config.kernels.head_chunk_tokens is not None:
+        rows = min(rows, config.kernels.head_chunk_tokens)
+    return rows * _divide(config.model.vocab_size, config.layout.tp)
 
 
 def _divide(total: int, parts: int) -> int:

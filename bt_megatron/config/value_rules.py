@@ -22,6 +22,7 @@ _SIZES = {
     "layout.pp",
     "layout.vpp",
     "memory.token_slices",
+    "kernels.head_chunk_tokens",
     "model.token_decoder.prefix_length",
 } | {
     f"model.{stack}.{size}"

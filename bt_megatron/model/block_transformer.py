@@ -18,13 +18,7 @@ from bt_megatron.config.geometry import expanded_vectors, is_t5, token_positions
 from bt_megatron.config.schema import LayoutConfig, MemoryConfig, ModelConfig
 from bt_megatron.model import token_input
 from bt_megatron.model.embedder import NO_INIT, build_embedder
-from bt_megatron.model.head import (
-    build_head,
-    gather_rows,
-    hide_padding,
-    padded_vocab,
-    token_losses,
-)
+from bt_megatron.model.head import build_head, gather_rows, padded_vocab
 from bt_megatron.model.relative_bias import RelativeBias
 from bt_megatron.model.slices import run_in_slices
 from bt_megatron.model.stack import build_stack, position_angles
@@ -98,9 +92,11 @@ class BlockTransformerStage(PipelineStage):
         self._build_block_decoder(mine)
         self._build_token_input(mine)
         self._build_token_decoder(mine)
-        self.head = (
-            build_head(token_stack, vocab=self.vocab, tied=self.tied) if mine.has_head else None
-        )
+        self.head = None
+        if mine.has_head:
+            self.head = build_head(
+                token_stack, vocab=self.vocab, vocab_size=model.vocab_size, tied=self.tied
+            )
 
     def _build_block_decoder(self, mine: StageSlice) -> None:
         self.block_decoder = None
@@ -241,9 +237,9 @@ class BlockTransformerStage(PipelineStage):
         if self.tied:  # reference: T5 scales before its tied head
             hidden = hidden * self.token_stack.hidden_size**-0.5
         weight = self.token_embedding.weight if self.tied else None
-        logits, _ = self.head(hidden, weight=weight)
-        logits = hide_padding(logits, vocab_size=self.model.vocab_size)  # [k*n, b, v/t]
         if return_logits:
+            logits = self.head(hidden, weight)  # [k*n, b, v/t]
             return logits.view(length, blocks, batch, -1).permute(2, 1, 0, 3).flatten(1, 2)
-        losses = token_losses(logits, targets.permute(2, 1, 0).contiguous().view(-1, batch))
+        rows = targets.permute(2, 1, 0).flatten(0, 1)  # [k*n, b]
+        losses = self.head(hidden, weight, targets=rows, chunk_rows=self.head_chunk_rows)
         return losses.view(length, blocks, batch).permute(2, 1, 0).reshape(batch, -1)

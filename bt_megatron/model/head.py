@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Output layer and cross entropy over a vocabulary that is split over tensor-parallel ranks."""
 
+from typing import Any
+
 import torch
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel import ColumnParallelLinear
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from torch import Tensor
 
+from bt_megatron.kernels.linear_cross_entropy import linear_cross_entropy
 from bt_megatron.model.embedder import NO_INIT
 from bt_megatron.model.transformer_config import StackConfig, without_sequence_parallel
 
@@ -16,17 +22,70 @@ def padded_vocab(vocab_size: int, tp: int) -> int:
     return -(-vocab_size // tp) * tp
 
 
-def build_head(config: StackConfig, *, vocab: int, tied: bool) -> ColumnParallelLinear:
-    """Return the linear layer from hidden states to this rank's logits.
+class OutputHead(ColumnParallelLinear):
+    """The linear layer from hidden states to the vocabulary, and the loss.
+
+    Losses are computed inside of this module's call, although logits would do for a function
+    of its own: Megatron's hooks, which wait for gathered weights, run when a module is called.
+    """
+
+    def __init__(self, *args: Any, vocab_size: int, **kwargs: Any) -> None:
+        """Take what ColumnParallelLinear takes, and the true size of the vocabulary."""
+        super().__init__(*args, **kwargs)
+        self.vocab_size = vocab_size
+
+    def forward(
+        self,
+        hidden: Tensor,
+        weight: Tensor | None = None,
+        *,
+        targets: Tensor | None = None,
+        chunk_rows: int | None = None,
+    ) -> Tensor:
+        """Return losses, or logits if there are no targets.
+
+        Args:
+            hidden: [s, b, h], all rows on every rank.
+            weight: [v/t, h], the token embedding's if the head is tied to it.
+            targets: [s, b] ids.
+            chunk_rows: rows of logits computed at a time for the loss; none: all at once.
+
+        Returns:
+            Cross entropies [s, b] in nats, in float32; or logits [s, b, v/t], padding at -inf.
+
+        Comm: over the tp group, for losses an all-gather of [s * b, 3]; backward, an all-reduce
+        of the gradient of `hidden` unless sequence parallelism reduces it (`gather_rows`).
+        """
+        if targets is None:
+            logits, _ = super().forward(hidden, weight=weight)
+            return hide_padding(logits, vocab_size=self.vocab_size)
+        if self.allreduce_dgrad:
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
+        losses = linear_cross_entropy(
+            hidden.flatten(0, 1),
+            self.weight if weight is None else weight,
+            targets.flatten(),
+            vocab_size=self.vocab_size,
+            group=self.tp_group,
+            chunk_rows=chunk_rows,
+            into_main_grad=weight is None,  # a tied weight's gradient is a sum of two
+        )
+        return losses.view(targets.shape)
+
+
+def build_head(config: StackConfig, *, vocab: int, vocab_size: int, tied: bool) -> OutputHead:
+    """Return the linear layer from hidden states to this rank's part of the vocabulary.
 
     Args:
         config: Megatron config of the stack below.
         vocab: v, padded.
+        vocab_size: true size of the vocabulary.
         tied: whether the weight is the token embedding's and is given at each call.
     """
-    return ColumnParallelLinear(
+    return OutputHead(
         config.hidden_size,
         vocab,
+        vocab_size=vocab_size,
         config=without_sequence_parallel(config),
         init_method=NO_INIT,
         bias=False,
@@ -76,19 +135,3 @@ def hide_padding(logits: Tensor, *, vocab_size: int) -> Tensor:
         return logits
     padding = logits.new_full((*logits.shape[:-1], local - real), float("-inf"))
     return torch.cat((logits[..., :real], padding), dim=-1)
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross entropy of each target in nats, in float32.
-
-    Args:
-        logits: [s, b, v/t].
-        targets: [s, b] ids.
-
-    Returns:
-        [s, b].
-
-    Comm: all-reduces of maximum, target logit and normaliser over the tp group.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return tensor_parallel.vocab_parallel_cross_entropy(logits, targets)

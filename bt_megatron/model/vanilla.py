@@ -9,13 +9,7 @@ from torch import Tensor
 
 from bt_megatron.config.schema import LayoutConfig, MemoryConfig, ModelConfig
 from bt_megatron.model.embedder import NO_INIT
-from bt_megatron.model.head import (
-    build_head,
-    gather_rows,
-    hide_padding,
-    padded_vocab,
-    token_losses,
-)
+from bt_megatron.model.head import build_head, gather_rows, padded_vocab
 from bt_megatron.model.stack import build_stack, position_angles
 from bt_megatron.model.stage import PipelineStage, own_slice
 from bt_megatron.model.transformer_config import Precision, decoder_stack, recomputation
@@ -69,7 +63,7 @@ class VanillaStage(PipelineStage):
                 vp_stage=vp_stage,
             )
         if mine.has_head:
-            self.head = build_head(stack, vocab=vocab, tied=False)
+            self.head = build_head(stack, vocab=vocab, vocab_size=model.vocab_size, tied=False)
 
     def forward(
         self,
@@ -106,8 +100,9 @@ class VanillaStage(PipelineStage):
             hidden = self.decoder(None, attention_mask=None, rotary_pos_emb=angles)
         if self.head is None:
             return self.to_send(hidden)
-        logits, _ = self.head(gather_rows(hidden, self.config))
-        logits = hide_padding(logits, vocab_size=self.model.vocab_size)  # [s, b, v/t]
+        hidden = gather_rows(hidden, self.config)  # [s, b, h]
         if return_logits:
-            return logits.transpose(0, 1)
-        return token_losses(logits, targets.transpose(0, 1).contiguous()).transpose(0, 1)
+            return self.head(hidden).transpose(0, 1)
+        targets = targets.transpose(0, 1)  # [s, b]
+        losses = self.head(hidden, targets=targets, chunk_rows=self.head_chunk_rows)
+        return losses.transpose(0, 1)

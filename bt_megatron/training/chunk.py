@@ -45,6 +45,7 @@ def _build_chunk(
 ) -> DistributedDataParallel:
     precision, layout = Precision(dtype=DTYPES[config.train.precision]), config.layout
     stage = build_stage(config.model, layout, stages, precision, config.memory, vp_stage=vp_stage)
+    stage.head_chunk_rows = config.kernels.head_chunk_tokens
     module = Float16Module(stage.config, stage) if precision.is_bf16 else stage
     return DistributedDataParallel(
         config=stage.config,

@@ -19,6 +19,7 @@ from bt_megatron.config.schema import (
     BatchConfig,
     DecoderConfig,
     EmbedderConfig,
+    KernelConfig,
     LayoutConfig,
     MemoryConfig,
     ModelConfig,
@@ -243,6 +244,15 @@ def test_slices_compute_a_relative_bias_again() -> None:
     memory = MemoryConfig(token_slices=2)
     config = config_of(MODELS["roberta-cls-t5"], memory=memory)
     assert_same_run("roberta-cls-t5", config, 1)
+
+
+@pytest.mark.parametrize("layout", ["one", "tp2", "tp2-sp"])
+@pytest.mark.parametrize("model", ["main", "roberta-cls-t5"])
+def test_chunks_of_the_head_give_the_run_of_the_whole(model: str, layout: str) -> None:
+    world_size, changes = {"one": (1, {}), **LAYOUTS}[layout]
+    chunks = KernelConfig(head_chunk_tokens=25)  # of 64 rows: the last is smaller
+    config = config_of(MODELS[model], layout=LayoutConfig(**changes), kernels=chunks)
+    assert_same_run(model, config, world_size)
 
 
 BF16_ATOL = 0.02

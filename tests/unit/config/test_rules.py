@@ -80,6 +80,7 @@ BROKEN = [
     ("sizes_are_positive", {"model.block_decoder.ffn_hidden_size": 0}, 1, "ffn_hidden_size"),
     ("sizes_are_positive", {"model.block_decoder.num_layers": 0}, 1, "num_layers"),
     ("sizes_are_positive", {"model.token_decoder.prefix_length": 0}, 1, "prefix_length"),
+    ("sizes_are_positive", {"kernels.head_chunk_tokens": 0}, 1, r"head_chunk_tokens \(0\)"),
     ("sizes_are_positive", {}, 0, r"number of processes \(0\)"),
     ("numbers_are_in_range", {"optimizer.lr": 0.0}, 1, r"optimizer.lr \(0.0\) must be greater"),
     ("numbers_are_in_range", {"optimizer.weight_decay": -0.1}, 1, r"\(-0.1\) must be at least 0"),
