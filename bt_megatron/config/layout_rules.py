@@ -9,18 +9,19 @@ from bt_megatron.errors import LayoutError
 
 def layout_fills_the_world(config: RunConfig, world_size: int) -> str | None:
     """The processes must form whole replicas."""
-    tp, pp = config.layout.tp, config.layout.pp
-    if world_size % (tp * pp) == 0:
+    tp, cp, pp = config.layout.tp, config.layout.cp, config.layout.pp
+    if world_size % config.layout.replica_size == 0:
         return None
     return (
-        f"layout.tp ({tp}) x layout.pp ({pp}) = {tp * pp} processes per replica does not divide "
-        f"the world size ({world_size}). Change layout.tp, layout.pp, or the number of processes."
+        f"layout.tp ({tp}) x layout.cp ({cp}) x layout.pp ({pp}) = {config.layout.replica_size} "
+        f"processes per replica does not divide the world size ({world_size}). Use a product that "
+        "divides it, or another number of processes."
     )
 
 
 def batch_divides_over_the_replicas(config: RunConfig, world_size: int) -> str | None:
     """Every replica must take the same whole number of micro-batches."""
-    dp = max(1, world_size // (config.layout.tp * config.layout.pp))
+    dp = max(1, world_size // config.layout.replica_size)
     size, micro = config.batch.global_batch_size, config.batch.micro_batch_size
     once = micro * dp
     if size % once == 0:

@@ -35,7 +35,7 @@ class Plan:
     world_size: int
     """Processes."""
     dp: int
-    """Data-parallel size: world_size / (tp x pp)."""
+    """Data-parallel size: world_size / (tp x cp x pp)."""
     micro_batches: int
     """Micro-batches that each replica accumulates per optimizer step."""
     tokens_per_step: int
@@ -82,7 +82,7 @@ def make_plan(config: RunConfig, world_size: int) -> Plan:
     """
     check(config, world_size=world_size)
     layout, batch, seq_length = config.layout, config.batch, config.data.seq_length
-    dp = world_size // (layout.tp * layout.pp)
+    dp = world_size // layout.replica_size
     micro_batches = batch.global_batch_size // (batch.micro_batch_size * dp)
     tokens_per_step = batch.global_batch_size * seq_length
     slices = resolve_stages(config)

@@ -36,8 +36,7 @@ def main_plan(argv: Sequence[str]) -> int:
 def _answer(arguments: argparse.Namespace) -> str:
     """Return what the command prints."""
     loaded = load_run(arguments.files, arguments.settings)
-    layout = loaded.config.layout
-    world_size = arguments.world_size or max(1, layout.tp * layout.pp)
+    world_size = arguments.world_size or max(1, loaded.config.layout.replica_size)
     plan = make_plan(loaded.config, world_size)
     if arguments.json:
         return json.dumps(plan_mapping(plan), indent=2)
@@ -57,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--world-size",
         type=_positive,
         metavar="N",
-        help="number of processes (default: one replica, tp x pp)",
+        help="number of processes (default: one replica, tp x cp x pp)",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument(

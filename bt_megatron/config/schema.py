@@ -203,6 +203,11 @@ class LayoutConfig:
     overlap_param_gather: bool = False
     """Overlap the all-gather of updated weights with the next forward pass (needs both above)."""
 
+    @property
+    def replica_size(self) -> int:
+        """Processes that hold the model once: tp x cp x pp."""
+        return self.tp * self.cp * self.pp
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryConfig:

@@ -15,23 +15,28 @@ from bt_megatron.parallel.layout import (
 
 
 def resolve_stages(config: RunConfig) -> tuple[StageSlice, ...]:
-    """Return what each pipeline stage holds.
+    """Return what each of the pp x vpp pipeline stages holds.
+
+    Stage i runs on pipeline rank i % pp, as its virtual stage i // pp (Megatron's
+    interleaved schedule).
 
     `auto` is balanced by the FLOPs of each element (full attention); embedding look-ups
     cost nothing there.
 
     Raises:
-        LayoutError: if the string is malformed or does not fit the model or layout.pp.
+        LayoutError: if the string is malformed, or does not fit the model, layout.pp and
+            layout.vpp.
     """
     model, layout = config.model, config.layout
     text = layout.pp_cut
     if text == "auto":
-        text = balance_stages(_pieces(model, config.data.seq_length), pp=layout.pp)
+        text = balance_stages(_pieces(model, config.data.seq_length), pp=layout.pp, vpp=layout.vpp)
     stages = parse_stages(text)
     letters = layer_letters(model)
     validate_stages(
         stages,
         pp=layout.pp,
+        vpp=layout.vpp,
         block_layers=letters.count("b"),
         token_layers=letters.count("t"),
     )

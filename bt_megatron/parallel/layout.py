@@ -91,13 +91,14 @@ def format_stages(stages: Sequence[StageSlice]) -> str:
 
 
 def validate_stages(
-    stages: Sequence[StageSlice], *, pp: int, block_layers: int, token_layers: int
+    stages: Sequence[StageSlice], *, pp: int, vpp: int = 1, block_layers: int, token_layers: int
 ) -> None:
     """Check that a layout fits the pipeline and the model.
 
     Args:
         stages: What `parse_stages` returned.
-        pp: Pipeline stages of the run.
+        pp: Pipeline-parallel size of the run.
+        vpp: Virtual stages of each process.
         block_layers: Block-decoder layers of the model, 0 for a vanilla model.
         token_layers: Token-decoder layers of the model, or its layers if vanilla.
 
@@ -105,8 +106,10 @@ def validate_stages(
         LayoutError: naming every number that does not fit.
     """
     faults = []
-    if len(stages) != pp:
-        faults.append(f"it has {len(stages)} stages but layout.pp is {pp}")
+    if len(stages) != pp * vpp:
+        faults.append(
+            f"it has {len(stages)} stages but layout.pp ({pp}) x layout.vpp ({vpp}) is {pp * vpp}"
+        )
     for letter, name, wanted, found in (
         ("b", "block-decoder", block_layers, sum(stage.block_layers for stage in stages)),
         ("t", "token-decoder", token_layers, sum(stage.token_layers for stage in stages)),
@@ -129,7 +132,7 @@ class Piece(NamedTuple):
     """Work in any unit, such as FLOPs."""
 
 
-def balance_stages(pieces: Sequence[Piece], *, pp: int) -> str:
+def balance_stages(pieces: Sequence[Piece], *, pp: int, vpp: int = 1) -> str:
     """Cut a model into stages so that the busiest stage has as little work as possible.
 
     Exact, by dynamic programming over the cuts. Among the layouts with the smallest
@@ -138,22 +141,25 @@ def balance_stages(pieces: Sequence[Piece], *, pp: int) -> str:
 
     Args:
         pieces: The model from first to last element.
-        pp: Stages wanted.
+        pp: Pipeline-parallel size.
+        vpp: Virtual stages of each process.
 
     Returns:
-        A layout string.
+        A layout string of pp x vpp stages.
 
     Raises:
         LayoutError: if there are fewer pieces than stages.
     """
-    if pp > len(pieces):
+    count = pp * vpp
+    if count > len(pieces):
         raise LayoutError(
-            f"layout.pp ({pp}) is larger than the number of pieces the model can be cut into "
-            f"({len(pieces)}). Use layout.pp={len(pieces)} or less."
+            f"layout.pp ({pp}) x layout.vpp ({vpp}) = {count} stages are more than the number of "
+            f"pieces the model can be cut into ({len(pieces)}). "
+            f"Use a product of {len(pieces)} or less."
         )
     ends = list(accumulate((piece.cost for piece in pieces), initial=0))
-    largest = _smallest_maximum(ends, pp)
-    cuts = _most_even_cuts(ends, pp, largest)
+    largest = _smallest_maximum(ends, count)
+    cuts = _most_even_cuts(ends, count, largest)
     stages = (
         "".join(piece.letters for piece in pieces[start:end])
         for start, end in zip(cuts, cuts[1:], strict=False)

@@ -25,6 +25,22 @@ def test_sizes_follow_from_layout_and_batch(cut_run):
     assert plan.training_flops == 100 * 16 * plan.flops.training_per_sequence
 
 
+@pytest.mark.parametrize(
+    ("layout", "dp", "micro_batches"),
+    [
+        ({"cp": 2}, 4, 2),
+        ({"cp": 2, "tp": 2}, 2, 4),
+        ({"cp": 2, "tp": 2, "pp": 2}, 1, 8),
+        ({"pp": 2, "vpp": 2}, 4, 2),
+    ],
+    ids=["cp", "cp tp", "cp tp pp", "vpp takes no processes"],
+)
+def test_the_replicas_are_what_the_layout_leaves(make_run, layout, dp, micro_batches):
+    plan = make_plan(make_run({f"layout.{key}": size for key, size in layout.items()}), 8)
+
+    assert (plan.dp, plan.micro_batches) == (dp, micro_batches)
+
+
 def test_stages_share_out_the_model(cut_run):
     plan = make_plan(cut_run, 8)
 

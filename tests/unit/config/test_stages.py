@@ -38,6 +38,12 @@ def test_a_written_layout_is_taken_as_it_is(make_run):
     assert format_stages(resolve_stages(config)) == "E|bbt|tL"
 
 
+def test_virtual_stages_are_stages_too(make_run):
+    config = make_run({"layout.pp": 2, "layout.vpp": 3})
+
+    assert len(resolve_stages(config)) == 6
+
+
 def test_auto_keeps_the_t5_decoder_whole(make_run):
     config = make_run({"model.token_decoder.strategy": "cross_attention", "layout.pp": 3})
 

@@ -99,13 +99,14 @@ def test_a_layout_that_does_not_fit_names_every_number():
         validate_stages(parse_stages("Ebb|tL"), pp=3, block_layers=4, token_layers=2)
 
     message = str(caught.value)
-    assert "2 stages but layout.pp is 3" in message
+    assert "2 stages but layout.pp (3) x layout.vpp (1) is 3" in message
     assert "2 'b' but the model has 4" in message
     assert "1 't' but the model has 2" in message
 
 
 def test_a_layout_that_fits_passes():
     validate_stages(parse_stages("Ebb|tL"), pp=2, block_layers=2, token_layers=1)
+    validate_stages(parse_stages("E|bb|t|L"), pp=2, vpp=2, block_layers=2, token_layers=1)
 
 
 models = st.tuples(st.integers(0, 8), st.integers(1, 8)).map(
@@ -172,8 +173,8 @@ def test_pieces_that_belong_together_are_not_cut():
 
 
 def test_more_stages_than_pieces_are_refused():
-    with pytest.raises(LayoutError, match=r"layout.pp \(4\).*\(3\). Use layout.pp=3"):
-        balance_stages([Piece("E", 1), Piece("t", 1), Piece("L", 1)], pp=4)
+    with pytest.raises(LayoutError, match=r"layout.pp \(2\) x layout.vpp \(2\) = 4 .*\(3\)"):
+        balance_stages([Piece("E", 1), Piece("t", 1), Piece("L", 1)], pp=2, vpp=2)
 
 
 @pytest.mark.parametrize(
