@@ -8,10 +8,11 @@ from bt_megatron.config import flops, memory
 from bt_megatron.config.flops import ForwardFlops, element_flops, forward_flops
 from bt_megatron.config.memory import MemoryEstimate, estimate_memory
 from bt_megatron.config.params import ParameterCounts, count_parameters, element_parameters
+from bt_megatron.config.pipeline_schedule import bubble_fraction
 from bt_megatron.config.rules import check
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.stages import resolve_stages
-from bt_megatron.parallel.layout import StageSlice, bubble_fraction, format_stages, sum_by_stage
+from bt_megatron.parallel.layout import StageSlice, format_stages, sum_by_stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +96,7 @@ def make_plan(config: RunConfig, world_size: int) -> Plan:
         total_tokens=tokens_per_step * config.train.steps,
         layout=format_stages(slices),
         stages=_stages(config, slices, dp=dp, micro_batches=micro_batches),
-        bubble=bubble_fraction(pp=layout.pp, micro_batches=micro_batches),
+        bubble=bubble_fraction(pp=layout.pp, micro_batches=micro_batches, vpp=layout.vpp),
         parameters=count_parameters(config.model),
         flops=forward_flops(config.model, seq_length=seq_length),
         flops_causal=forward_flops(config.model, seq_length=seq_length, convention="causal"),
