@@ -47,6 +47,12 @@ T5 = {
         ({"layout.tp": 2, "layout.sequence_parallel": True, "layout.pp": 2}, 8),
         ({"layout.pp": 2, "layout.pp_cut": "Ebbt|tL"}, 2),
         ({"layout.cp": 2}, 4),
+        ({"layout.cp": 4, "layout.tp": 4, "layout.sequence_parallel": True}, 16),
+        ({**VANILLA, "layout.cp": 4}, 4),
+        ({"layout.overlap_param_gather": True, "layout.overlap_grad_reduce": True}, 2),
+        ({"memory.token_slices": 8, "layout.cp": 2, "memory.recompute": "full"}, 2),
+        ({**VANILLA, "memory.recompute": "full"}, 1),
+        ({**T5, "layout.pp": 2, "layout.vpp": 2}, 4),
         ({"layout.pp": 2, "layout.vpp": 2}, 2),
         ({"layout.pp": 2, "layout.vpp": 2, "layout.pp_cut": "E|b|bt|tL"}, 2),
         ({"model.token_decoder.num_query_groups": 2, "layout.tp": 2}, 2),
@@ -219,9 +225,9 @@ BROKEN = [
     ),
     (
         "layout_fills_the_world",
-        {"layout.cp": 3},
+        {"layout.cp": 4},
         2,
-        r"layout.tp \(1\) x layout.cp \(3\) x layout.pp \(1\) = 3 .* world size \(2\)",
+        r"layout.tp \(1\) x layout.cp \(4\) x layout.pp \(1\) = 4 .* world size \(2\)",
     ),
     (
         "batch_divides_over_the_replicas",
@@ -266,12 +272,96 @@ BROKEN = [
         r"the 15 blocks .*layout.tp \(2\).*data.seq_length=56 or 64",
     ),
     (
+        "sequence_parallel_divides_the_sequence",
+        {"layout.sequence_parallel": True, "layout.tp": 4, "layout.cp": 2, "data.seq_length": 48},
+        8,
+        r"the 12 blocks .*layout.cp \(2\) x layout.tp \(4\) = 8, .*data.seq_length=32 or 64",
+    ),
+    (
+        "context_parallel_cuts_the_sequence",
+        {"layout.cp": 2, "data.seq_length": 72},
+        2,
+        r"layout.cp \(2\) cuts the 18 blocks .* 2 x 2 = 4 chunks.*data.seq_length=64 or 80, or",
+    ),
+    (
+        "context_parallel_cuts_the_sequence",
+        {**VANILLA, "layout.cp": 16, "data.seq_length": 16},
+        16,
+        r"the 16 tokens .* 2 x 16 = 32 chunks.*data.seq_length=32, or another layout.cp",
+    ),
+    (
+        "virtual_stages_have_a_pipeline",
+        {"layout.vpp": 2},
+        1,
+        r"layout.vpp \(2\) is more than 1 but layout.pp is 1. Use layout.vpp=1 or layout.pp=2",
+    ),
+    (
+        "virtual_stages_take_whole_groups",
+        {"layout.vpp": 2, "layout.pp": 3, "layout.tp": 1},
+        3,
+        r"groups of layout.pp \(3\), .* the 8 micro-batches .*batch.global_batch_size=12 or 18",
+    ),
+    (
+        "virtual_stages_take_whole_groups",
+        {"layout.vpp": 2, "layout.pp": 2, "batch.global_batch_size": 2},
+        2,
+        r"does not divide the 1 micro-batches .*batch.global_batch_size=4\.",
+    ),
+    (
+        "overlapped_gather_has_its_parts",
+        {"layout.overlap_param_gather": True, "layout.distributed_optimizer": False},
+        1,
+        "needs layout.distributed_optimizer=true and layout.overlap_grad_reduce=true",
+    ),
+    (
+        "overlapped_gather_has_its_parts",
+        {"layout.overlap_param_gather": True},
+        1,
+        "is true but needs layout.overlap_grad_reduce=true. Set that, or",
+    ),
+    (
+        "token_slices_are_of_blocks",
+        {**VANILLA, "memory.token_slices": 2},
+        1,
+        r"memory.token_slices \(2\) cuts the blocks .*architecture is vanilla",
+    ),
+    (
+        "token_slices_divide_the_blocks",
+        {"memory.token_slices": 6, "layout.cp": 2},
+        2,
+        r"\(6\) does not divide the 8 blocks .* \(layout.cp 2\). Use memory.token_slices=4 or 8\.",
+    ),
+    (
+        "token_slices_divide_the_blocks",
+        {"memory.token_slices": 17},
+        1,
+        r"\(17\) does not divide the 16 blocks .* Use memory.token_slices=16\.",
+    ),
+    (
+        "token_slices_are_without_sequence_parallel",
+        {"memory.token_slices": 2, "layout.sequence_parallel": True, "layout.tp": 2},
+        2,
+        r"memory.token_slices \(2\) is more than 1 but layout.sequence_parallel is true",
+    ),
+    (
         "stages_fit_the_model",
         {"layout.pp_cut": "Eb|ttL"},
         1,
         r"layout.pp_cut 'Eb\|ttL': it has 2 stages but layout.pp \(1\) x layout.vpp \(1\) is 1;",
     ),
     ("stages_fit_the_model", {"layout.pp_cut": "x"}, 1, "layout.pp_cut 'x': stage 1 has 'x'"),
+    (
+        "stages_fit_the_model",
+        {"layout.pp": 2, "layout.vpp": 4},
+        2,
+        r"layout.pp \(2\) x layout.vpp \(4\) = 8 stages are more than .*\(6\)",
+    ),
+    (
+        "stages_fit_the_model",
+        {"layout.pp": 2, "layout.vpp": 2, "layout.pp_cut": "Ebb|ttL"},
+        2,
+        r"it has 2 stages but layout.pp \(2\) x layout.vpp \(2\) is 4",
+    ),
     ("stages_fit_the_model", {"layout.pp": 7}, 7, r"= 7 stages are more than .*\(6\)"),
     (
         "stages_fit_the_model",
@@ -338,6 +428,37 @@ def test_relations_wait_for_sizes_but_values_do_not(make_run):
     assert "layout.tp (0)" in str(caught.value)
     assert "keep_last" in str(caught.value)
     assert "are checked after these" in str(caught.value)
+
+
+def test_a_broken_layout_comes_with_layouts_that_work(make_run):
+    with pytest.raises(ConfigError) as caught:
+        check(make_run({"layout.tp": 3}), world_size=8)
+
+    assert str(caught.value).splitlines()[-4:] == [
+        "nearest layouts that work with 8 processes:",
+        "  --set layout.tp=4  (dp 2, 4 micro-batches, bubble 0%)",
+        "  --set layout.tp=2  (dp 4, 2 micro-batches, bubble 0%)",
+        "  --set layout.tp=1  (dp 8, 1 micro-batch, bubble 0%)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"optimizer.lr": 0.0}, False),
+        ({"layout.tp": 0}, False),
+        ({"layout.tp": 3, "data.seq_length": 66}, False),
+        ({"layout.tp": 3, "optimizer.lr": 0.0}, True),
+    ],
+    ids=["no layout at fault", "sizes first", "the model first", "any value besides"],
+)
+def test_layouts_are_suggested_where_they_can_be_judged(make_run, changes, expected):
+    with pytest.raises(ConfigError) as caught:
+        check(make_run(changes), world_size=8)
+
+    message = str(caught.value)
+    assert ("nearest layouts that work" in message) == expected
+    assert ("suggested once model and sequence fit" in message) == ("data.seq_length" in changes)
 
 
 def test_every_relation_is_a_rule():
