@@ -113,10 +113,10 @@ def virtual_stages_have_a_pipeline(config: RunConfig, world_size: int) -> str | 
 
 
 def virtual_stages_take_whole_groups(config: RunConfig, world_size: int) -> str | None:
-    """The interleaved schedule runs micro-batches in groups of pp.
+    """The interleaved schedule runs micro-batches in groups of pp, all of them whole.
 
-    Megatron-Core refuses a last group that is smaller than pp, and more than one group
-    size is not offered here (microbatch_group_size_per_vp_stage is pp).
+    Megatron-Core refuses fewer micro-batches than a group has, and a last group of
+    fewer than pp; its group size (microbatch_group_size_per_vp_stage) is left at pp.
     """
     layout, batch = config.layout, config.batch
     once = batch.micro_batch_size * max(1, world_size // layout.replica_size)

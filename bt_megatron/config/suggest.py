@@ -67,7 +67,8 @@ class Suggestion:
     @property
     def typed(self) -> str:
         """The changes as arguments of the command line."""
-        return " ".join(f"--set {key}={str(new).lower()}" for key, new in self.changes.items())
+        arguments = [f"--set {key}={str(new).lower()}" for key, new in self.changes.items()]
+        return " ".join(arguments) or "without a change"
 
     @property
     def facts(self) -> str:
@@ -277,19 +278,21 @@ def _other_worlds(world_size: int) -> Iterator[int]:
 
 
 def _other_batches(config: RunConfig, world_size: int, rules: Sequence[Rule]) -> list[Suggestion]:
-    """Return the nearest smaller and larger global batch that work, each with a layout.
+    """Return at most two global batches near the given one, each with a layout.
 
-    There is one for every number of processes: with tp, cp and pp of 1, any multiple.
+    They are multiples of what the replicas of this layout take at once, or if these do
+    not work, of the number of processes: with tp, cp and pp of 1 these always do.
     """
     size, units = config.batch.global_batch_size, [world_size]
     if world_size % config.layout.replica_size == 0:
         units.insert(0, world_size // config.layout.replica_size * config.batch.micro_batch_size)
+    around = (size - size % unit + more for unit in units for more in (0, unit))
     found: list[Suggestion] = []
-    for unit in units:
-        for batch in {size - size % unit, size - size % unit + unit} - {0} if not found else ():
+    for batch in dict.fromkeys(number for number in around if number > 0):
+        if len(found) < 2:
             resized = change(config, {_BATCH: batch})
-            for nearest in nearest_layouts(resized, world_size, rules)[:1]:
-                found.append(replace(nearest, changes={_BATCH: batch, **nearest.changes}))
+            nearest = nearest_layouts(resized, world_size, rules)[:1]
+            found += [replace(n, changes={_BATCH: batch, **n.changes}) for n in nearest]
     return found
 
 

@@ -212,16 +212,40 @@ def test_switches_are_typed_in_lower_case(make_run):
     assert found.typed == "--set layout.sequence_parallel=false"
 
 
-def test_other_processes_and_batches_are_named_if_nothing_else_works(make_run):
-    lines = suggestion_lines(make_run({"batch.micro_batch_size": 1}), 67, LAYOUT)
+@pytest.mark.parametrize(
+    ("changes", "world_size", "expected"),
+    [
+        (
+            {"batch.micro_batch_size": 1},
+            67,
+            [
+                "with 64 processes:",
+                "  --set layout.cp=4  (dp 16, 1 micro-batch, bubble 0%)",
+                "with another global batch, which is another training:",
+                "  --set batch.global_batch_size=67  (dp 67, 1 micro-batch, bubble 0%)",
+            ],
+        ),
+        (
+            {"batch.micro_batch_size": 1, "batch.global_batch_size": 32},
+            17,
+            [
+                "with 16 processes:",
+                "  without a change  (dp 16, 2 micro-batches, bubble 0%)",
+                "with another global batch, which is another training:",
+                "  --set batch.global_batch_size=17  (dp 17, 1 micro-batch, bubble 0%)",
+                "  --set batch.global_batch_size=34  (dp 17, 2 micro-batches, bubble 0%)",
+            ],
+        ),
+    ],
+    ids=["another layout", "the same layout"],
+)
+def test_other_processes_and_batches_are_named_if_nothing_else_works(
+    make_run, changes, world_size, expected
+):
+    first, *rest = suggestion_lines(make_run(changes), world_size, LAYOUT)
 
-    assert lines == [
-        "no layout works with 67 processes and this batch. What works:",
-        "with 64 processes:",
-        "  --set layout.cp=4  (dp 16, 1 micro-batch, bubble 0%)",
-        "with another global batch, which is another training:",
-        "  --set batch.global_batch_size=67  (dp 67, 1 micro-batch, bubble 0%)",
-    ]
+    assert first == f"no layout works with {world_size} processes and this batch. What works:"
+    assert rest == expected
 
 
 @pytest.mark.parametrize("world_size", [1023, 1024, 1021])
