@@ -31,7 +31,7 @@ def plan_lines(plan: Plan, config: RunConfig) -> list[str]:
             f"({_short(plan.flops_causal.training_per_token)} causal), {flops.FORMULA}; "
             f"{plan.training_flops:.3g} in all"
         ),
-        "memory": _memory(plan),
+        "memory": _memory(plan, config),
         "data": config.data.path,
     }
     return [f"{topic:<11}{facts}" for topic, facts in topics.items()]
@@ -73,18 +73,28 @@ def _parameters(plan: Plan) -> str:
 def _layout(plan: Plan, config: RunConfig) -> str:
     layout = config.layout
     sequence = " with sequence parallel" if layout.sequence_parallel else ""
-    optimizer = ", optimizer sharded" if layout.distributed_optimizer and plan.dp > 1 else ""
+    context = f" x cp {layout.cp}" if layout.cp > 1 else ""
+    virtual = f" with vpp {layout.vpp}" if layout.vpp > 1 else ""
+    is_sharded = layout.distributed_optimizer and plan.dp * layout.cp > 1
     return (
-        f"{plan.world_size} processes = tp {layout.tp}{sequence} x pp {layout.pp} x dp {plan.dp}"
-        f"{optimizer}"
+        f"{plan.world_size} processes = tp {layout.tp}{sequence}{context} x pp {layout.pp}{virtual}"
+        f" x dp {plan.dp}{', optimizer sharded' if is_sharded else ''}"
     )
 
 
 def _stages(plan: Plan) -> str:
-    shares = " | ".join(f"{stage.flops_share:.0%}" for stage in plan.stages)
+    """Write the cut, each stage's share by process, and how long processes wait."""
     if len(plan.stages) == 1:
         return plan.layout
-    return f"{plan.layout}, FLOPs {shares}, bubble {plan.bubble:.1%}"
+    shares = " | ".join(
+        "+".join(f"{plan.stages[index].flops_share:.0%}" for index in process.stages)
+        for process in plan.processes
+    )
+    by = " by process" if len(plan.stages) > len(plan.processes) else ""
+    return (
+        f"{plan.layout}, FLOPs{by} {shares}, busiest {plan.imbalance:.2f} x the mean, bubble "
+        f"{plan.bubble:.1%} if all were equal, {plan.idle:.1%} idle as they are"
+    )
 
 
 def _schedule(config: RunConfig) -> str:
@@ -96,11 +106,16 @@ def _schedule(config: RunConfig) -> str:
     )
 
 
-def _memory(plan: Plan) -> str:
-    index = plan.fullest_stage
-    estimate = plan.stages[index].memory
-    where = f" on stage {index}" if len(plan.stages) > 1 else ""
-    return f"about {estimate.total / GIB:.2f} GiB per process{where}: {_memory_parts(estimate)}"
+def _memory(plan: Plan, config: RunConfig) -> str:
+    index, memory = plan.fullest_process, config.memory
+    estimate = plan.processes[index].memory
+    where = f" on pipeline rank {index}" if len(plan.processes) > 1 else ""
+    saved = "; layers computed again in backward" if memory.recompute == "full" else ""
+    if memory.token_slices > 1:
+        saved += f"; token decoder in {memory.token_slices} slices"
+    return (
+        f"about {estimate.total / GIB:.2f} GiB per process{where}: {_memory_parts(estimate)}{saved}"
+    )
 
 
 def _memory_parts(estimate: MemoryEstimate) -> str:

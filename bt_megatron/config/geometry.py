@@ -7,7 +7,7 @@ vectors per block, q positions the token decoder sees per block.
 
 from collections.abc import Iterator
 
-from bt_megatron.config.schema import DecoderConfig, EmbedderConfig, ModelConfig
+from bt_megatron.config.schema import DecoderConfig, EmbedderConfig, ModelConfig, RunConfig
 
 T5_BUCKETS = 32
 """Buckets of the T5 token decoder's relative bias (reference: T5Config's default)."""
@@ -94,3 +94,9 @@ def layer_letters(model: ModelConfig) -> str:
     assert model.block_decoder is not None, "rules.py: a block model has a block decoder"
     assert model.token_decoder is not None, "rules.py: a block model has a token decoder"
     return f"E{'b' * model.block_decoder.num_layers}{'t' * model.token_decoder.num_layers}L"
+
+
+def sequence_rows(config: RunConfig) -> tuple[int, str]:
+    """Return what cp and sequence parallelism cut: how many rows a sequence has, of what."""
+    seq, model = config.data.seq_length, config.model
+    return (seq // model.block_length, "blocks") if model.is_block else (seq, "tokens")

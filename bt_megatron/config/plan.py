@@ -8,10 +8,11 @@ from bt_megatron.config import flops, memory
 from bt_megatron.config.flops import ForwardFlops, element_flops, forward_flops
 from bt_megatron.config.memory import MemoryEstimate, estimate_memory
 from bt_megatron.config.params import ParameterCounts, count_parameters, element_parameters
+from bt_megatron.config.pipeline_schedule import bubble_fraction, idle_fraction
 from bt_megatron.config.rules import check
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.stages import resolve_stages
-from bt_megatron.parallel.layout import StageSlice, bubble_fraction, format_stages, sum_by_stage
+from bt_megatron.parallel.layout import StageSlice, format_stages, sum_by_stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +25,20 @@ class StagePlan:
     """Its parameters, over all tensor-parallel ranks."""
     flops_share: float
     """Its part of the model's FLOPs (full attention)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessPlan:
+    """The processes of one pipeline rank."""
+
+    stages: tuple[int, ...]
+    """Indices of its stages: one, or one for each virtual stage."""
+    parameters: int
+    """Their parameters, over all tensor-parallel ranks."""
+    flops_share: float
+    """Their part of the model's FLOPs (full attention)."""
     memory: MemoryEstimate
-    """Estimated bytes of each of its processes."""
+    """Estimated bytes of each process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +60,13 @@ class Plan:
     layout: str
     """Layout string, with auto resolved."""
     stages: tuple[StagePlan, ...]
-    """Pipeline stages, first to last."""
+    """Pipeline stages, first to last; stage i is on pipeline rank i % pp."""
+    processes: tuple[ProcessPlan, ...]
+    """Pipeline ranks, first to last."""
     bubble: float
-    """Part of a step that a stage waits, with stages of equal work."""
+    """Part of a step that a process waits, with stages of equal work."""
+    idle: float
+    """Part of a step that a process waits on average, with the work of these stages."""
     parameters: ParameterCounts
     """Parameters by component."""
     flops: ForwardFlops
@@ -64,9 +81,14 @@ class Plan:
         return sequences * self.flops.training_per_sequence
 
     @property
-    def fullest_stage(self) -> int:
-        """Index of the stage whose processes need the most memory."""
-        totals = [stage.memory.total for stage in self.stages]
+    def imbalance(self) -> float:
+        """Work of the busiest pipeline rank in units of the mean; 1 if all are equal."""
+        return max(process.flops_share for process in self.processes) * len(self.processes)
+
+    @property
+    def fullest_process(self) -> int:
+        """Pipeline rank whose processes need the most memory."""
+        totals = [process.memory.total for process in self.processes]
         return totals.index(max(totals))
 
 
@@ -86,6 +108,9 @@ def make_plan(config: RunConfig, world_size: int) -> Plan:
     micro_batches = batch.global_batch_size // (batch.micro_batch_size * dp)
     tokens_per_step = batch.global_batch_size * seq_length
     slices = resolve_stages(config)
+    stages = _stages(config, slices)
+    shares = [stage.flops_share for stage in stages]
+    memories = estimate_memory(config, slices, dp=dp, micro_batches=micro_batches)
     return Plan(
         world_size=world_size,
         dp=dp,
@@ -94,8 +119,10 @@ def make_plan(config: RunConfig, world_size: int) -> Plan:
         steps=config.train.steps,
         total_tokens=tokens_per_step * config.train.steps,
         layout=format_stages(slices),
-        stages=_stages(config, slices, dp=dp, micro_batches=micro_batches),
-        bubble=bubble_fraction(pp=layout.pp, micro_batches=micro_batches),
+        stages=stages,
+        processes=_processes(stages, memories),
+        bubble=bubble_fraction(pp=layout.pp, micro_batches=micro_batches, vpp=layout.vpp),
+        idle=idle_fraction(shares, pp=layout.pp, micro_batches=micro_batches),
         parameters=count_parameters(config.model),
         flops=forward_flops(config.model, seq_length=seq_length),
         flops_causal=forward_flops(config.model, seq_length=seq_length, convention="causal"),
@@ -107,8 +134,9 @@ def plan_mapping(plan: Plan) -> dict[str, Any]:
     mapping = asdict(plan)
     for stage, values in zip(plan.stages, mapping["stages"], strict=True):
         values["slice"]["letters"] = stage.slice.letters
-        values["memory"]["total"] = stage.memory.total
-    mapping["stages"] = list(mapping["stages"])
+    for process, values in zip(plan.processes, mapping["processes"], strict=True):
+        values["memory"]["total"] = process.memory.total
+    mapping["imbalance"] = plan.imbalance
     mapping["parameters"] |= {
         "non_embedding": plan.parameters.non_embedding,
         "total": plan.parameters.total,
@@ -123,15 +151,28 @@ def plan_mapping(plan: Plan) -> dict[str, Any]:
     return mapping
 
 
-def _stages(
-    config: RunConfig, slices: tuple[StageSlice, ...], *, dp: int, micro_batches: int
-) -> tuple[StagePlan, ...]:
+def _stages(config: RunConfig, slices: tuple[StageSlice, ...]) -> tuple[StagePlan, ...]:
     """Describe each stage."""
     work = element_flops(config.model, seq_length=config.data.seq_length)
     shares = [part / sum(work) for part in sum_by_stage(work, slices)]
     parameters = sum_by_stage(element_parameters(config.model), slices)
-    estimates = estimate_memory(config, slices, dp=dp, micro_batches=micro_batches)
     return tuple(
-        StagePlan(slice=held, parameters=count, flops_share=share, memory=estimate)
-        for held, count, share, estimate in zip(slices, parameters, shares, estimates, strict=True)
+        StagePlan(slice=held, parameters=count, flops_share=share)
+        for held, count, share in zip(slices, parameters, shares, strict=True)
+    )
+
+
+def _processes(
+    stages: tuple[StagePlan, ...], memories: tuple[MemoryEstimate, ...]
+) -> tuple[ProcessPlan, ...]:
+    """Describe the processes of each pipeline rank."""
+    held = [stages[rank :: len(memories)] for rank in range(len(memories))]
+    return tuple(
+        ProcessPlan(
+            stages=tuple(stage.slice.index for stage in own),
+            parameters=sum(stage.parameters for stage in own),
+            flops_share=sum(stage.flops_share for stage in own),
+            memory=memory,
+        )
+        for own, memory in zip(held, memories, strict=True)
     )

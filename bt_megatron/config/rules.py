@@ -3,16 +3,13 @@
 
 A rule is a function (config, world_size) -> message or None, named after what must
 hold. Where the rules are written: `value_rules.py` (one key at a time),
-`model_rules.py`, `layout_rules.py`.
+`model_rules.py`, `layout_rules.py`, `memory_rules.py`.
 """
 
-from collections.abc import Callable
-
-from bt_megatron.config import layout_rules, model_rules, value_rules
+from bt_megatron.config import layout_rules, memory_rules, model_rules, value_rules
 from bt_megatron.config.schema import RunConfig
+from bt_megatron.config.suggest import Rule, suggestion_lines
 from bt_megatron.errors import ConfigError
-
-Rule = Callable[[RunConfig, int], str | None]
 
 STRUCTURE: tuple[Rule, ...] = (
     model_rules.sections_fit_the_architecture,
@@ -20,7 +17,7 @@ STRUCTURE: tuple[Rule, ...] = (
 )
 """What the relations below divide by and look into; if one is broken they are not tried."""
 
-RELATIONS: tuple[Rule, ...] = (
+MODEL: tuple[Rule, ...] = (
     model_rules.embedder_fields_fit_its_kind,
     model_rules.block_vector_fills_the_block_decoder,
     model_rules.heads_divide_the_width,
@@ -31,13 +28,28 @@ RELATIONS: tuple[Rule, ...] = (
     model_rules.vanilla_has_no_block_padding,
     model_rules.sequence_is_whole_blocks,
     model_rules.sequence_has_something_to_predict,
+)
+"""How the sizes of the model and of a sequence fit together."""
+
+LAYOUT: tuple[Rule, ...] = (
     layout_rules.layout_fills_the_world,
     layout_rules.batch_divides_over_the_replicas,
     layout_rules.tensor_parallel_divides_the_layers,
     layout_rules.sequence_parallel_has_tensor_parallel,
+    layout_rules.context_parallel_cuts_the_sequence,
     layout_rules.sequence_parallel_divides_the_sequence,
+    layout_rules.virtual_stages_have_a_pipeline,
+    layout_rules.virtual_stages_take_whole_groups,
     layout_rules.stages_fit_the_model,
+    layout_rules.overlapped_gather_has_its_parts,
+    memory_rules.token_slices_are_of_blocks,
+    memory_rules.token_slices_divide_the_blocks,
+    memory_rules.token_slices_are_without_sequence_parallel,
 )
+"""How the layout fits model, sequence, batch and processes: another layout can repair it."""
+
+RELATIONS: tuple[Rule, ...] = (*MODEL, *LAYOUT)
+"""What is not tried if STRUCTURE is broken."""
 
 RULES: tuple[Rule, ...] = (
     *STRUCTURE,
@@ -52,7 +64,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def check(config: RunConfig, *, world_size: int) -> None:
-    """Raise one error that lists every broken rule, not only the first.
+    """Raise one error that lists every broken rule, and the nearest layouts that work.
 
     Args:
         config: The run.
@@ -63,8 +75,15 @@ def check(config: RunConfig, *, world_size: int) -> None:
     """
     sound = not any(rule(config, world_size) for rule in STRUCTURE)
     rules = [rule for rule in RULES if sound or rule not in RELATIONS]
-    broken = [message for rule in rules if (message := rule(config, world_size))]
-    if broken:
-        listed = "\n".join(f"  - {message}" for message in broken)
-        more = "" if sound else "\n(rules about how sizes fit together are checked after these)"
-        raise ConfigError(f"the configuration breaks these rules:\n{listed}{more}")
+    broken = {rule: message for rule in rules if (message := rule(config, world_size))}
+    if not broken:
+        return
+    lines = ["the configuration breaks these rules:", *(f"  - {m}" for m in broken.values())]
+    if not sound:
+        lines.append("(rules about how sizes fit together are checked after these)")
+    elif broken.keys() & set(LAYOUT):
+        if broken.keys() & set(MODEL):
+            lines.append("(layouts are suggested once model and sequence fit together)")
+        else:
+            lines += suggestion_lines(config, world_size, LAYOUT)
+    raise ConfigError("\n".join(lines))

@@ -197,7 +197,7 @@ class LayoutConfig:
     pp_cut: str = "auto"
     """What each stage holds, e.g. Ebbbb|ttttL; auto balances by FLOPs."""
     distributed_optimizer: bool = True
-    """Shard optimizer state over the data-parallel group."""
+    """Shard optimizer state over the dp x cp processes that hold the same weights."""
     overlap_grad_reduce: bool = False
     """Overlap gradient reduction with the backward pass."""
     overlap_param_gather: bool = False

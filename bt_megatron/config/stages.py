@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout string of a run, written or balanced, as stages that fit its model."""
 
+from bt_megatron.config.balance import Piece, balance_stages, require_pieces
 from bt_megatron.config.flops import element_flops
 from bt_megatron.config.geometry import is_t5, layer_letters
 from bt_megatron.config.schema import ModelConfig, RunConfig
 from bt_megatron.errors import LayoutError
-from bt_megatron.parallel.layout import (
-    Piece,
-    StageSlice,
-    balance_stages,
-    parse_stages,
-    validate_stages,
-)
+from bt_megatron.parallel.layout import StageSlice, parse_stages, validate_stages
 
 
 def resolve_stages(config: RunConfig) -> tuple[StageSlice, ...]:
@@ -49,12 +44,26 @@ def resolve_stages(config: RunConfig) -> tuple[StageSlice, ...]:
     return stages
 
 
-def _pieces(model: ModelConfig, seq_length: int) -> list[Piece]:
+def require_stages(config: RunConfig) -> None:
+    """Check that the run has stages, without balancing them.
+
+    Raises:
+        LayoutError: as `resolve_stages`.
+    """
+    layout = config.layout
+    if layout.pp_cut == "auto":
+        pieces = _pieces(config.model, config.data.seq_length)
+        require_pieces(pieces, pp=layout.pp, vpp=layout.vpp)
+    else:
+        resolve_stages(config)
+
+
+def _pieces(model: ModelConfig, seq_length: int) -> tuple[Piece, ...]:
     """List what may be cut apart, with its cost."""
     costs = element_flops(model, seq_length=seq_length)
-    pieces = [Piece(*pair) for pair in zip(layer_letters(model), costs, strict=True)]
+    pieces = tuple(Piece(*pair) for pair in zip(layer_letters(model), costs, strict=True))
     if not is_t5(model):
         return pieces
     tail = [piece for piece in pieces if piece.letters in "tL"]
     whole = Piece("".join(p.letters for p in tail), sum(p.cost for p in tail))
-    return [*pieces[: -len(tail)], whole]
+    return (*pieces[: -len(tail)], whole)

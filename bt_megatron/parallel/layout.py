@@ -17,7 +17,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import NamedTuple
 
 from bt_megatron.errors import LayoutError
 
@@ -87,7 +86,13 @@ def parse_stages(text: str) -> tuple[StageSlice, ...]:
 
 def format_stages(stages: Sequence[StageSlice]) -> str:
     """Write slices as a layout string, the inverse of `parse_stages`."""
-    return "|".join(_contract(stage.letters) for stage in stages)
+    return "|".join(contract(stage.letters) for stage in stages)
+
+
+def contract(letters: str) -> str:
+    """Write runs of more than four equal letters as `b*12`."""
+    runs = ((letter, len(list(run))) for letter, run in groupby(letters))
+    return "".join(f"{letter}*{n}" if n > 4 else letter * n for letter, n in runs)
 
 
 def validate_stages(
@@ -121,59 +126,6 @@ def validate_stages(
             f"pp_cut '{format_stages(stages)}': {'; '.join(faults)}. "
             "Write a string that fits, or pp_cut: auto."
         )
-
-
-class Piece(NamedTuple):
-    """Elements that stay together on one stage, and what they cost."""
-
-    letters: str
-    """One or more letters of a layout string, e.g. b, or tttL if these must not be cut."""
-    cost: int
-    """Work in any unit, such as FLOPs."""
-
-
-def balance_stages(pieces: Sequence[Piece], *, pp: int, vpp: int = 1) -> str:
-    """Cut a model into stages so that the busiest stage has as little work as possible.
-
-    Exact, by dynamic programming over the cuts. Among the layouts with the smallest
-    maximum, the one with the smallest sum of squares is taken (the most even one);
-    among those, the one with the later cuts, which leaves more to the first stages.
-
-    Args:
-        pieces: The model from first to last element.
-        pp: Pipeline-parallel size.
-        vpp: Virtual stages of each process.
-
-    Returns:
-        A layout string of pp x vpp stages.
-
-    Raises:
-        LayoutError: if there are fewer pieces than stages.
-    """
-    count = pp * vpp
-    if count > len(pieces):
-        raise LayoutError(
-            f"layout.pp ({pp}) x layout.vpp ({vpp}) = {count} stages are more than the number of "
-            f"pieces the model can be cut into ({len(pieces)}). "
-            f"Use a product of {len(pieces)} or less."
-        )
-    ends = list(accumulate((piece.cost for piece in pieces), initial=0))
-    largest = _smallest_maximum(ends, count)
-    cuts = _most_even_cuts(ends, count, largest)
-    stages = (
-        "".join(piece.letters for piece in pieces[start:end])
-        for start, end in zip(cuts, cuts[1:], strict=False)
-    )
-    return "|".join(_contract(stage) for stage in stages)
-
-
-def bubble_fraction(*, pp: int, micro_batches: int) -> float:
-    """Share of a step in which a stage waits: (pp - 1) / (m + pp - 1).
-
-    This is 1F1B with stages of equal work (Narayanan et al., 2104.04473, section 2.2,
-    which states it relative to the ideal time; here it is relative to the whole step).
-    """
-    return (pp - 1) / (micro_batches + pp - 1)
 
 
 def sum_by_stage(values: Sequence[int], stages: Sequence[StageSlice]) -> tuple[int, ...]:
@@ -215,12 +167,6 @@ def _expand(part: str, number: int, text: str) -> str:
     return letters
 
 
-def _contract(letters: str) -> str:
-    """Write runs of more than four equal letters as `b*12`."""
-    runs = ((letter, len(list(run))) for letter, run in groupby(letters))
-    return "".join(f"{letter}*{n}" if n > 4 else letter * n for letter, n in runs)
-
-
 def _order_fault(whole: str) -> str:
     """Say what is wrong with a sequence of elements."""
     for letter, name in (("E", "embedder"), ("L", "head and loss")):
@@ -228,7 +174,7 @@ def _order_fault(whole: str) -> str:
             return f"'{letter}' ({name}) occurs {whole.count(letter)} times, it must occur once"
     if "t" not in whole:
         return "there is no 't', at least one token-decoder layer is needed"
-    return f"the order is '{_contract(whole)}', it must be E, then every b, then every t, then L"
+    return f"the order is '{contract(whole)}', it must be E, then every b, then every t, then L"
 
 
 def _slices(stages: Sequence[str]) -> tuple[StageSlice, ...]:
@@ -254,37 +200,3 @@ def _slices(stages: Sequence[str]) -> tuple[StageSlice, ...]:
         )
         seen = {letter: seen[letter] + here[letter] for letter in "bt"}
     return tuple(slices)
-
-
-def _smallest_maximum(ends: Sequence[int], pp: int) -> int:
-    """Return the smallest possible work of the busiest of pp stages.
-
-    `best[e]` is that number for the first e pieces; each round adds one stage.
-    """
-    count = len(ends) - 1
-    best = dict(enumerate(ends[1:], start=1))
-    for stage in range(2, pp + 1):
-        best = {
-            end: min(max(best[cut], ends[end] - ends[cut]) for cut in range(stage - 1, end))
-            for end in range(stage, count + 1)
-        }
-    return best[count]
-
-
-def _most_even_cuts(ends: Sequence[int], pp: int, largest: int) -> tuple[int, ...]:
-    """Return the cuts with the smallest sum of squares among stages of at most `largest`."""
-    count = len(ends) - 1
-    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, (0,))}
-    for stage in range(1, pp + 1):
-        grown: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for end in range(stage, count + 1):
-            options = [
-                (squares + work * work, tuple(-c for c in (*cuts, end)))
-                for cut, (squares, cuts) in best.items()
-                if cut < end and (work := ends[end] - ends[cut]) <= largest
-            ]
-            if options:
-                squares, negated = min(options)
-                grown[end] = squares, tuple(-c for c in negated)
-        best = grown
-    return best[count][1]

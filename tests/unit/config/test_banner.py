@@ -18,12 +18,45 @@ def test_the_plan_is_short_and_says_what_matters(make_run):
     assert lines["model"].startswith("block, block length 4, lookup embedder, prefix length 2")
     assert lines["parameters"].startswith("282,240: embedder 8.19k, block decoder 100k")
     assert lines["layout"] == "8 processes = tp 2 x pp 2 x dp 2, optimizer sharded"
-    assert lines["stages"].startswith("Ebb|ttL, FLOPs 14% | 86%, bubble 20.0%")
+    assert lines["stages"] == (
+        "Ebb|ttL, FLOPs 14% | 86%, busiest 1.72 x the mean, bubble 20.0% if all were equal, "
+        "44.2% idle as they are"
+    )
     assert lines["batch"].endswith("dp 2 x 4 accumulated; 1,024 tokens per step")
     assert lines["steps"] == "100, 102k tokens in all"
     assert lines["schedule"].endswith("10 steps of linear warm-up, cosine to 3e-05 at step 100")
     assert "bt-matmul-v1" in lines["flops"]
-    assert lines["memory"].startswith("about 0.00 GiB per process on stage 1")
+    assert lines["memory"].startswith("about 0.00 GiB per process on pipeline rank 1")
+
+
+def test_virtual_stages_are_grouped_by_process(make_run):
+    config = make_run(
+        {
+            "layout.tp": 2,
+            "layout.sequence_parallel": True,
+            "layout.cp": 2,
+            "layout.pp": 2,
+            "layout.vpp": 2,
+            "layout.pp_cut": "Ebb|t|t|L",
+        }
+    )
+    lines = lines_of(config, 8)
+
+    assert lines["layout"] == (
+        "8 processes = tp 2 with sequence parallel x cp 2 x pp 2 with vpp 2 x dp 1, "
+        "optimizer sharded"
+    )
+    assert lines["stages"].startswith("Ebb|t|t|L, FLOPs by process 14%+34% | 35%+18%, busiest 1.05")
+
+
+def test_saving_memory_is_said(make_run):
+    plain, saving = (
+        lines_of(make_run(changes), 1)["memory"]
+        for changes in ({}, {"memory.recompute": "full", "memory.token_slices": 4})
+    )
+
+    assert "backward" not in plain
+    assert saving.endswith("; layers computed again in backward; token decoder in 4 slices")
 
 
 def test_a_vanilla_model_has_no_block_words(make_run):

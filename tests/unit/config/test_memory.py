@@ -93,6 +93,42 @@ def test_earlier_stages_keep_more_micro_batches(make_run):
     assert (first.logits, last.logits > 0) == (0, True)
 
 
+def test_context_parallel_divides_activations_and_shards_the_optimizer(make_run):
+    whole, cut = (estimate(make_run(LARGE | layout))[0] for layout in ({}, {"layout.cp": 2}))
+
+    assert (cut.activations * 2, cut.logits * 2) == (whole.activations, whole.logits)
+    assert (cut.optimizer * 2, cut.main_weights * 2) == (whole.optimizer, whole.main_weights)
+    assert (cut.weights, cut.gradients) == (whole.weights, whole.gradients)
+    replicated = make_run(LARGE | {"layout.cp": 2, "layout.distributed_optimizer": False})
+    assert estimate(replicated)[0].optimizer == whole.optimizer
+
+
+def test_a_process_has_the_weights_of_its_virtual_stages(make_run):
+    cut = {"layout.pp_cut": "Eb*6|b*6|t*6|t*6L"}
+    stages = estimate(make_run(LARGE | cut | {"layout.pp": 4}), micro_batches=4)
+    processes = estimate(make_run(LARGE | cut | {"layout.pp": 2, "layout.vpp": 2}), micro_batches=4)
+
+    assert len(processes) == 2
+    for rank, process in enumerate(processes):
+        for part in ("weights", "gradients", "optimizer", "main_weights"):
+            both = getattr(stages[rank], part) + getattr(stages[rank + 2], part)
+            assert getattr(process, part) == both
+        assert process.logits == stages[rank + 2].logits
+
+
+def test_the_interleaved_schedule_keeps_more_micro_batches(make_run):
+    cut = {"layout.pp_cut": "Eb*6|b*6|t*6|t*6L"}
+    one = estimate(make_run(LARGE | cut | {"layout.pp": 4}), micro_batches=1)
+    both = [stage.activations for stage in one]
+
+    first, last = estimate(
+        make_run(LARGE | cut | {"layout.pp": 2, "layout.vpp": 2}), micro_batches=8
+    )
+
+    assert first.activations == 3 * both[0] + 2 * both[2], "F0 F0 F1 F1 F0, then B1 F0 B1 F1 ..."
+    assert last.activations == 2 * both[1] + both[3], "F0 F0 F1, then B1 F1 B1 F0 B0 ..."
+
+
 MEASURED = {
     "vanilla-410m": (16, 40),
     "vanilla-1.4b": (8, 53),

@@ -43,6 +43,10 @@ def test_resolved_prints_origins(capsys):
     [
         ([DEMO, "--set", "layout.tpp=2"], "error: --set: layout.tpp: unknown key"),
         ([DEMO, "--set", "data.seq_length=250"], "error: the configuration breaks these rules"),
+        (
+            [DEMO, "--set", "layout.tp=3", "--world-size", "4"],
+            "nearest layouts that work with 4 processes:\n  --set layout.tp=2 ",
+        ),
         (["absent.yaml"], "error: absent.yaml: No such file"),
         ([DEMO, "--set", "layout.tp=0"], r"layout.tp (0) must be at least 1"),
     ],

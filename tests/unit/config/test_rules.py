@@ -7,13 +7,8 @@ from bt_megatron.config.load import from_mapping
 from bt_megatron.config.rules import RELATIONS, RULES, STRUCTURE, check
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.errors import ConfigError
+from tests.broken_layouts import BROKEN_LAYOUTS, DECODER, T5, VANILLA
 
-DECODER = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
-VANILLA = {
-    "model": {"architecture": "vanilla", "vocab_size": 512, "decoder": DECODER},
-    "data.random_left_padding": False,
-    "data.pad_to_block_boundary": False,
-}
 ROBERTA = {
     "model.embedder.kind": "roberta",
     "model.embedder.hidden_size": 32,
@@ -22,13 +17,6 @@ ROBERTA = {
     "model.embedder.ffn_hidden_size": 64,
 }
 CLS = {**ROBERTA, "model.embedder.kind": "roberta_cls", "model.embedder.num_cls_tokens": 3}
-T5 = {
-    "model.token_decoder.strategy": "cross_attention",
-    "model.token_decoder.residual": "sequential",
-    "model.token_decoder.normalization": "rmsnorm",
-    "model.token_decoder.activation": "relu",
-    "model.token_decoder.bias": False,
-}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +35,12 @@ T5 = {
         ({"layout.tp": 2, "layout.sequence_parallel": True, "layout.pp": 2}, 8),
         ({"layout.pp": 2, "layout.pp_cut": "Ebbt|tL"}, 2),
         ({"layout.cp": 2}, 4),
+        ({"layout.cp": 4, "layout.tp": 4, "layout.sequence_parallel": True}, 16),
+        ({**VANILLA, "layout.cp": 4}, 4),
+        ({"layout.overlap_param_gather": True, "layout.overlap_grad_reduce": True}, 2),
+        ({"memory.token_slices": 8, "layout.cp": 2, "memory.recompute": "full"}, 2),
+        ({**VANILLA, "memory.recompute": "full"}, 1),
+        ({**T5, "layout.pp": 2, "layout.vpp": 2}, 4),
         ({"layout.pp": 2, "layout.vpp": 2}, 2),
         ({"layout.pp": 2, "layout.vpp": 2, "layout.pp_cut": "E|b|bt|tL"}, 2),
         ({"model.token_decoder.num_query_groups": 2, "layout.tp": 2}, 2),
@@ -69,6 +63,7 @@ BROKEN = [
         1,
         "model.embedder must be null; .*model.decoder is missing",
     ),
+    ("sizes_are_positive", {"kernels.head_chunk_tokens": 0}, 1, r"head_chunk_tokens \(0\)"),
     ("sizes_are_positive", {"model.vocab_size": 0}, 1, r"model.vocab_size \(0\) must be"),
     ("sizes_are_positive", {"model.block_length": 33}, 1, r"\(33\) must be from 1 to 32"),
     ("sizes_are_positive", {"model.block_length": 0}, 1, r"block_length \(0\)"),
@@ -80,7 +75,6 @@ BROKEN = [
     ("sizes_are_positive", {"model.block_decoder.ffn_hidden_size": 0}, 1, "ffn_hidden_size"),
     ("sizes_are_positive", {"model.block_decoder.num_layers": 0}, 1, "num_layers"),
     ("sizes_are_positive", {"model.token_decoder.prefix_length": 0}, 1, "prefix_length"),
-    ("sizes_are_positive", {"kernels.head_chunk_tokens": 0}, 1, r"head_chunk_tokens \(0\)"),
     ("sizes_are_positive", {}, 0, r"number of processes \(0\)"),
     ("numbers_are_in_range", {"optimizer.lr": 0.0}, 1, r"optimizer.lr \(0.0\) must be greater"),
     ("numbers_are_in_range", {"optimizer.weight_decay": -0.1}, 1, r"\(-0.1\) must be at least 0"),
@@ -212,74 +206,7 @@ BROKEN = [
     ),
     ("sequence_is_whole_blocks", {"data.seq_length": 66}, 1, r"\(66\).*\(4\); 2 tokens.*64 or 68"),
     ("sequence_has_something_to_predict", {"data.seq_length": 4}, 1, r"\(4\) .*Use 8 or more"),
-    (
-        "layout_fills_the_world",
-        {"layout.tp": 2, "layout.pp": 2},
-        2,
-        r"layout.tp \(2\) x layout.cp \(1\) x layout.pp \(2\) = 4 .* world size \(2\)",
-    ),
-    (
-        "layout_fills_the_world",
-        {"layout.cp": 3},
-        2,
-        r"layout.tp \(1\) x layout.cp \(3\) x layout.pp \(1\) = 3 .* world size \(2\)",
-    ),
-    (
-        "batch_divides_over_the_replicas",
-        {"batch.micro_batch_size": 3},
-        2,
-        r"\(16\) is not a multiple of .*\(3\) x data-parallel size \(2\) = 6. .*=12 or 18",
-    ),
-    (
-        "batch_divides_over_the_replicas",
-        {"batch.micro_batch_size": 3, "layout.cp": 2},
-        4,
-        r"\(3\) x data-parallel size \(2\) = 6",
-    ),
-    (
-        "tensor_parallel_divides_the_layers",
-        {"layout.tp": 2, "model.block_decoder.ffn_hidden_size": 255},
-        2,
-        r"layout.tp \(2\) does not divide model.block_decoder.ffn_hidden_size \(255\)",
-    ),
-    (
-        "tensor_parallel_divides_the_layers",
-        {"layout.tp": 4, "model.token_decoder.num_query_groups": 2},
-        4,
-        r"token_decoder.num_query_groups \(2\)",
-    ),
-    (
-        "tensor_parallel_divides_the_layers",
-        {"layout.tp": 8, "model.block_decoder.num_attention_heads": 4},
-        8,
-        r"num_attention_heads \(4\)",
-    ),
-    (
-        "sequence_parallel_has_tensor_parallel",
-        {"layout.sequence_parallel": True},
-        1,
-        "but layout.tp is 1",
-    ),
-    (
-        "sequence_parallel_divides_the_sequence",
-        {"layout.sequence_parallel": True, "layout.tp": 2, "data.seq_length": 60},
-        2,
-        r"the 15 blocks .*layout.tp \(2\).*data.seq_length=56 or 64",
-    ),
-    (
-        "stages_fit_the_model",
-        {"layout.pp_cut": "Eb|ttL"},
-        1,
-        r"layout.pp_cut 'Eb\|ttL': it has 2 stages but layout.pp \(1\) x layout.vpp \(1\) is 1;",
-    ),
-    ("stages_fit_the_model", {"layout.pp_cut": "x"}, 1, "layout.pp_cut 'x': stage 1 has 'x'"),
-    ("stages_fit_the_model", {"layout.pp": 7}, 7, r"= 7 stages are more than .*\(6\)"),
-    (
-        "stages_fit_the_model",
-        {**T5, "layout.pp": 2, "layout.pp_cut": "Ebbt|tL"},
-        2,
-        "cross_attention needs all 2 token layers and the head in the last stage",
-    ),
+    *BROKEN_LAYOUTS,
 ]
 
 
@@ -339,6 +266,37 @@ def test_relations_wait_for_sizes_but_values_do_not(make_run):
     assert "layout.tp (0)" in str(caught.value)
     assert "keep_last" in str(caught.value)
     assert "are checked after these" in str(caught.value)
+
+
+def test_a_broken_layout_comes_with_layouts_that_work(make_run):
+    with pytest.raises(ConfigError) as caught:
+        check(make_run({"layout.tp": 3}), world_size=8)
+
+    assert str(caught.value).splitlines()[-4:] == [
+        "nearest layouts that work with 8 processes:",
+        "  --set layout.tp=4  (dp 2, 4 micro-batches, bubble 0%)",
+        "  --set layout.tp=2  (dp 4, 2 micro-batches, bubble 0%)",
+        "  --set layout.tp=1  (dp 8, 1 micro-batch, bubble 0%)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"optimizer.lr": 0.0}, False),
+        ({"layout.tp": 0}, False),
+        ({"layout.tp": 3, "data.seq_length": 66}, False),
+        ({"layout.tp": 3, "optimizer.lr": 0.0}, True),
+    ],
+    ids=["no layout at fault", "sizes first", "the model first", "any value besides"],
+)
+def test_layouts_are_suggested_where_they_can_be_judged(make_run, changes, expected):
+    with pytest.raises(ConfigError) as caught:
+        check(make_run(changes), world_size=8)
+
+    message = str(caught.value)
+    assert ("nearest layouts that work" in message) == expected
+    assert ("suggested once model and sequence fit" in message) == ("data.seq_length" in changes)
 
 
 def test_every_relation_is_a_rule():

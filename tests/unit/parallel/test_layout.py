@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layout strings: reading, writing, balancing."""
-
-from itertools import combinations
+"""Layout strings: reading and writing."""
 
 import pytest
 from hypothesis import given
@@ -9,10 +7,8 @@ from hypothesis import strategies as st
 
 from bt_megatron.errors import LayoutError
 from bt_megatron.parallel.layout import (
-    Piece,
     StageSlice,
-    balance_stages,
-    bubble_fraction,
+    contract,
     format_stages,
     parse_stages,
     sum_by_stage,
@@ -149,36 +145,12 @@ def test_each_layer_is_on_exactly_one_stage(text):
     assert sum(stage.has_last_block_layer for stage in stages) == ("b" in text)
 
 
-@given(st.lists(st.integers(0, 50), min_size=3, max_size=9), st.data())
-def test_balancing_is_as_good_as_trying_every_layout(costs, data):
-    pp = data.draw(st.integers(1, len(costs)))
-    letters = f"E{'t' * (len(costs) - 2)}L"
-
-    text = balance_stages([Piece(*pair) for pair in zip(letters, costs, strict=True)], pp=pp)
-
-    def works(edges):
-        return [sum(costs[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
-
-    every = [works([0, *cuts, len(costs)]) for cuts in combinations(range(1, len(costs)), pp - 1)]
-    best = min((max(w), sum(x * x for x in w)) for w in every)
-    found = list(sum_by_stage(costs, parse_stages(text)))
-    assert len(found) == pp
-    assert (max(found), sum(x * x for x in found)) == best
-
-
-def test_pieces_that_belong_together_are_not_cut():
-    pieces = [Piece("E", 1), Piece("b", 5), Piece("b", 5), Piece("tttL", 20)]
-
-    assert balance_stages(pieces, pp=3) == "Eb|b|tttL"
-
-
-def test_more_stages_than_pieces_are_refused():
-    with pytest.raises(LayoutError, match=r"layout.pp \(2\) x layout.vpp \(2\) = 4 .*\(3\)"):
-        balance_stages([Piece("E", 1), Piece("t", 1), Piece("L", 1)], pp=2, vpp=2)
-
-
 @pytest.mark.parametrize(
-    ("pp", "micro_batches", "expected"), [(1, 8, 0.0), (4, 1, 0.75), (4, 13, 3 / 16), (2, 1, 0.5)]
+    ("letters", "text"), [("Ebbbb", "Ebbbb"), ("Ebbbbb", "Eb*5"), ("t" * 12 + "L", "t*12L")]
 )
-def test_the_bubble_is_the_idle_part_of_a_step(pp, micro_batches, expected):
-    assert bubble_fraction(pp=pp, micro_batches=micro_batches) == expected
+def test_long_runs_are_contracted(letters, text):
+    assert contract(letters) == text
+
+
+def test_values_are_summed_by_stage():
+    assert sum_by_stage([1, 2, 3, 4, 5], parse_stages("Eb|t|tL")) == (3, 3, 9)
