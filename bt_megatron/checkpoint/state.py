@@ -15,6 +15,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
 from bt_megatron.model.named_weights import SHARDING, clear_vocabulary_padding
+from bt_megatron.model.weight_names import is_module_state
 
 OPTIMIZER_SHARDING = "fully_reshardable"
 """The form of optimizer state that every layout can load."""
@@ -64,7 +65,9 @@ def load_state(chunk: nn.Module, optimizer: MegatronOptimizer, state: dict[str, 
     Comm: none.
     """
     stage = unwrap(chunk)
-    stage.load_state_dict(state["model"])
+    loaded = stage.load_state_dict(state["model"], strict=False)
+    amiss = [key for keys in loaded for key in keys if not is_module_state(key)]
+    assert not amiss, f"state of other modules: {amiss}"  # what was read was asked for by name
     clear_vocabulary_padding(stage, vocab_size=stage.model.vocab_size)
     with torch.no_grad():
         optimizer.load_state_dict(state["optimizer"])

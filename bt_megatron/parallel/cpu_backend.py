@@ -27,6 +27,8 @@ from typing import Any
 import torch
 import torch.utils._device
 
+from bt_megatron.parallel import transformer_engine_check
+
 CPU = torch.device("cpu")
 
 FACTORIES = (
@@ -90,7 +92,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 def _hide_gpu_packages() -> None:
     # A machine may have them and no visible GPU: their kernels would then fail at the first step.
     for name in GPU_PACKAGES:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  import raises ImportError
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # import raises ImportError
 
 
 def _patch_factories() -> None:
@@ -168,9 +170,12 @@ def _patch_random_tracker(random_module: Any) -> None:
 def install() -> None:
     """Import Megatron-Core, made to run on CPU where there is no CUDA.
 
+    Where there is CUDA, a Transformer Engine that does not work there is hidden.
+
     Must be called before anything else imports `megatron.core`. Idempotent.
     """
     if torch.cuda.is_available():
+        transformer_engine_check.hide_if_broken()
         return
     # "No CUDA runtime is found", "Transformer Engine is not installed": so it is meant here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -15,20 +15,28 @@ from megatron.core.transformer.module import Float16Module
 
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.model.build import build_stage
+from bt_megatron.model.layer_library import LayerLibrary
 from bt_megatron.model.transformer_config import Precision
 from bt_megatron.parallel.layout import StageSlice
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build_chunk(config: RunConfig, stages: Sequence[StageSlice]) -> DistributedDataParallel:
+def build_chunk(
+    config: RunConfig, stages: Sequence[StageSlice], *, layers: LayerLibrary = "torch"
+) -> DistributedDataParallel:
     """Return this rank's stage, wrapped for mixed precision and data parallelism.
 
     Gradients are accumulated and reduced in float32. Weights are not yet set.
 
+    Args:
+        config: the run.
+        stages: what each pipeline stage holds.
+        layers: library of the decoders' layers.
+
     Comm: none.
     """
-    precision = Precision(dtype=DTYPES[config.train.precision])
+    precision = Precision(dtype=DTYPES[config.train.precision], layers=layers)
     stage = build_stage(config.model, config.layout, stages, precision)
     module = Float16Module(stage.config, stage) if precision.is_bf16 else stage
     chunk = DistributedDataParallel(

@@ -17,7 +17,8 @@ ALLOWED = {
     "config": {"errors", "parallel.layout"},  # layout strings are pure arithmetic
     "parallel": {"errors", "config"},
     "data": {"errors", "config"},
-    "model": {"errors", "config", "parallel"},
+    "kernels": set(),
+    "model": {"errors", "config", "parallel", "kernels"},
     "observe": {"errors", "config"},
     "checkpoint": {"errors", "config", "data", "model", "observe"},
     "inference": {"errors", "config", "checkpoint"},
