@@ -220,7 +220,7 @@ class KernelConfig:
     """Which implementation computes what."""
 
     layers: Literal["auto", "torch", "transformer_engine"] = "auto"
-    """Norms, linear layers and attention; auto: Transformer Engine on a GPU that has it."""
+    """Norms, linear layers and attention; auto: Transformer Engine in bf16 on a GPU that has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -91,8 +91,8 @@ def _remedy(problem: str) -> str:
     if problem == FP32_PRODUCTS:
         return "Use train.precision=bf16, or kernels.layers=torch."
     return (
-        "Install it on a machine with a GPU (pip install --no-build-isolation "
-        "'bt-megatron[gpu]'), or set kernels.layers=torch."
+        "Use a machine with a GPU and install it there (pip install --no-build-isolation '.[gpu]' "
+        "in the checkout), or set kernels.layers=torch."
     )
 
 

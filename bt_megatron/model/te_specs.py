@@ -13,6 +13,7 @@ ours is the exact one. So the activation is one pass of torch's own kernel.
 import functools
 from typing import Any
 
+import torch
 from megatron.core.extensions.transformer_engine import (
     TEDotProductAttention,
     TELayerNormColumnParallelLinear,
@@ -49,9 +50,12 @@ class MaskableAttention(TEDotProductAttention):  # type: ignore[misc]
         """
         super().__init__(config, softmax_scale=softmax_scale, **settings)
         self.masked = CausalAttention(config, softmax_scale=softmax_scale)
-        # A resumed run is the undisturbed one bit for bit: no sums in the order of arrival.
-        for module in (self, self.fused_attention, self.flash_attention):
-            module.deterministic = True
+        # A resumed run is the undisturbed one bit for bit: no sums in the order of arrival. Before
+        # Hopper cuDNN has no such backward pass, and asking for it would select an attention
+        # that keeps all scores; there, resumed runs agree to rounding.
+        if torch.cuda.get_device_capability() >= (9, 0):
+            for module in (self, self.fused_attention, self.flash_attention):
+                module.deterministic = True
 
     def forward(
         self,

@@ -97,9 +97,9 @@ def build_run(
     config = loaded.config
     stop = StopRequest()
     start_processes()
-    build_groups(config.layout, seed=config.train.seed)
     layers = choose_layers(config.kernels, precision=config.train.precision)
     console.note(f"{'layers':<11}{layers}")
+    build_groups(config.layout, seed=config.train.seed)
     folder = RunFolder.of(config)
     data = open_data(
         config,

@@ -243,6 +243,10 @@ def test_gradients_add_up_in_any_order_of_backward_passes(precision: str) -> Non
         assert distance(gradient, alone[0][key] + alone[1][key]) < FP32_RTOL, key
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0),
+    reason="needs a deterministic backward pass of cuDNN's attention (Hopper)",
+)
 def test_gradients_are_the_same_bit_for_bit_every_time() -> None:
     model = MODELS["vanilla"]
     batch = micro_batch(model, sequences=4, tokens=2048)

@@ -47,7 +47,7 @@ def test_choice(
 @pytest.mark.parametrize(
     ("layers", "precision", "problems", "words"),
     [
-        ("transformer_engine", "bf16", [MISSING], [MISSING, "bt-megatron[gpu]", "layers=torch"]),
+        ("transformer_engine", "bf16", [MISSING], [MISSING, "pip install", "layers=torch"]),
         ("transformer_engine", "fp32", [None], ["TF32", "precision=bf16", "layers=torch"]),
         ("auto", "bf16", [None, MISSING, None], ["1 of 3", "rank 1", MISSING, "layers=torch"]),
     ],
