@@ -21,6 +21,7 @@ from bt_megatron.config.stages import resolve_stages
 from bt_megatron.data.batches import MicroBatch, build_micro_batch
 from bt_megatron.data.packing import Sample
 from bt_megatron.model.initialize import initialize_weights
+from bt_megatron.model.layer_library import choose_layers
 from bt_megatron.model.named_weights import named_shards
 from bt_megatron.parallel.groups import build_groups
 from bt_megatron.training.chunk import build_chunks, build_optimizer
@@ -63,10 +64,11 @@ def training_step(config: RunConfig) -> Iterator[TrainingStep]:
 
     Comm: creates groups; must be called by all ranks.
     """
+    layers = choose_layers(config.kernels, precision=config.train.precision)
     build_groups(config.layout, seed=config.train.seed)
     try:
         stages = resolve_stages(config)
-        chunks = build_chunks(config, stages)
+        chunks = build_chunks(config, stages, layers=layers.library)
         for chunk in chunks:
             initialize_weights(unwrap(chunk), config.model, seed=config.train.seed)
         yield TrainingStep(config, stages, chunks, build_optimizer(config, chunks))

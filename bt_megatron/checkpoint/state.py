@@ -16,6 +16,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
 from bt_megatron.model.named_weights import SHARDING, clear_vocabulary_padding
+from bt_megatron.model.weight_names import is_module_state
 
 OPTIMIZER_SHARDING = "fully_reshardable"
 """The form of optimizer state that every layout can load."""
@@ -72,7 +73,9 @@ def load_state(
     """
     for number, chunk in enumerate(chunks):
         stage = unwrap(chunk)
-        stage.load_state_dict(state[_model_key(number)])
+        loaded = stage.load_state_dict(state[_model_key(number)], strict=False)
+        amiss = [key for keys in loaded for key in keys if not is_module_state(key)]
+        assert not amiss, f"state of other modules: {amiss}"  # what was read was asked for by name
         clear_vocabulary_padding(stage, vocab_size=stage.model.vocab_size)
     with torch.no_grad():
         optimizer.load_state_dict(state["optimizer"])

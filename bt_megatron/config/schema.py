@@ -225,7 +225,7 @@ class KernelConfig:
     """Which implementation computes what."""
 
     layers: Literal["auto", "torch", "transformer_engine"] = "auto"
-    """Norms, linear layers and attention; auto: Transformer Engine on a GPU that has it."""
+    """Norms, linear layers and attention; auto: Transformer Engine in bf16 on a GPU that has it."""
     head_chunk_tokens: int | None = None
     """Rows of logits computed at a time in the loss; none: all at once, kept for the backward
     pass. All but the last of several chunks are computed twice."""

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transformer layers and norms that Megatron-Core does not have."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
+
+from bt_megatron.kernels.residual import Part, residual_sum
 
 
 def _mark_sequence_parallel(norm: torch.nn.Module, config: TransformerConfig) -> None:
@@ -64,9 +68,28 @@ class ParallelResidualLayer(TransformerLayer):
             attention_bias=attention_bias,
         )
         mlp = self.mlp(self.pre_mlp_layernorm(hidden_states))
+        if self.config.bias_dropout_fusion and not (self.training and self.hidden_dropout):
+            return residual_sum(hidden_states, attention, mlp), context
         update = _with_bias(*mlp) + _with_bias(*attention)
         add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
         return add((update, None), hidden_states, self.hidden_dropout), context
+
+
+def residual_add(training: bool, fused: bool) -> Callable[[Part, Tensor, float], Tensor]:
+    """Return the function with which Megatron's layer adds a part to the residual stream.
+
+    Args:
+        training: whether dropout is drawn.
+        fused: whether bias and residual are added in one pass where nothing is dropped.
+    """
+    separate = get_bias_dropout_add(training, False)
+
+    def add(part: Part, residual: Tensor, dropout: float) -> Tensor:
+        if fused and not (training and dropout):
+            return residual_sum(residual, part)
+        return separate(part, residual, dropout)
+
+    return add
 
 
 def _with_bias(output: Tensor, bias: Tensor | None) -> Tensor:

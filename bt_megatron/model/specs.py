@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layer specs: which modules a stack of layers is made of.
 
-Module names are Megatron's local ones. Checkpoint keys use the names of
-Transformer Engine's fused modules (`sharded_state_dict_keys_map`), so that a
-checkpoint does not depend on the implementation.
+Here those of plain torch; those of Transformer Engine are in te_specs.py. Module names are
+Megatron's local ones. Checkpoint keys use the names of Transformer Engine's fused modules
+(`sharded_state_dict_keys_map`), so that a checkpoint does not depend on the implementation.
 """
 
 import functools
@@ -52,6 +52,11 @@ def stack_spec(
         residual: how a layer's parts are joined.
         cross_attention: whether each layer also attends to a context (T5 decoder).
     """
+    if config.transformer_impl == "transformer_engine":
+        from bt_megatron.model import te_specs  # here: it can be imported only where it works
+
+        layer = ModuleSpec(LAYER_CLASSES[residual], submodules=te_specs.te_submodules(config))
+        return TransformerBlockSubmodules([layer] * num_layers, layer_norm=te_specs.FINAL_NORM)
     layer = _layer_spec(config, residual=residual, cross_attention=cross_attention)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=_norm(config))
 

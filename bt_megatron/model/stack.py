@@ -7,7 +7,7 @@ from torch import Tensor
 from bt_megatron.config.schema import DecoderConfig
 from bt_megatron.model.rotary import rotary_angles
 from bt_megatron.model.specs import stack_spec
-from bt_megatron.model.transformer_config import StackConfig
+from bt_megatron.model.transformer_config import StackConfig, with_fused_accumulation
 
 
 def build_stack(
@@ -29,6 +29,8 @@ def build_stack(
         cross_attention: whether each layer also attends to a context.
         vp_stage: number of this stage among those of this process; None: the only one.
     """
+    if config.transformer_impl == "transformer_engine":
+        config = with_fused_accumulation(config)
     spec = stack_spec(
         config,
         num_layers=num_layers,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bt_megatron.config.schema import LayoutConfig
 from bt_megatron.model.transformer_config import StackConfig
-from bt_megatron.model.weight_names import is_vocabulary_table
+from bt_megatron.model.weight_names import is_module_state, is_vocabulary_table
 from bt_megatron.parallel.layout import StageSlice
 from bt_megatron.parallel.pipeline import stage_index
 
@@ -51,7 +51,10 @@ class PipelineStage(MegatronModule):
         self.input_tensor: Tensor | None = None
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return Megatron's sharded state dict, in which padded vocabularies fit each other.
+        """Return Megatron's sharded state dict of the weights.
+
+        Padded vocabularies fit each other, and the modules' own state is left out: that of a
+        Transformer Engine module, scales of delayed FP8 scaling, would tie a checkpoint to it.
 
         Vocabularies are padded to a multiple of tp; the padding of one layout need not
         be that of the next.
@@ -60,7 +63,7 @@ class PipelineStage(MegatronModule):
         for entry in state.values():
             if isinstance(entry, ShardedTensor) and is_vocabulary_table(entry.key):
                 entry.allow_shape_mismatch = True
-        return state
+        return {key: entry for key, entry in state.items() if not is_module_state(key)}
 
     @staticmethod
     def to_send(hidden: Tensor) -> Tensor:

@@ -11,10 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel import layers as megatron_layers
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
-from bt_megatron.config.schema import DecoderConfig, EmbedderConfig, LayoutConfig, MemoryConfig
+from bt_megatron.config.schema import (
+    DecoderConfig,
+    EmbedderConfig,
+    LayoutConfig,
+    MemoryConfig,
+    TokenDecoderConfig,
+)
+from bt_megatron.model.layer_library import LayerLibrary
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
@@ -35,9 +43,11 @@ class StackConfig(TransformerConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Precision:
-    """Data types of parameters and of what crosses pipeline stages."""
+    """Data types of parameters and of what crosses pipeline stages, and who computes them."""
 
     dtype: torch.dtype = torch.float32
+    layers: LayerLibrary = "torch"
+    """Library of the decoders' layers (`layer_library.choose_layers`)."""
 
     @property
     def is_bf16(self) -> bool:
@@ -66,7 +76,7 @@ def shared_settings(layout: LayoutConfig, precision: Precision) -> dict[str, Any
         "batch_p2p_comm": False,
         "deallocate_pipeline_outputs": layout.pp > 1,
         "persist_layer_norm": False,
-        "gradient_accumulation_fusion": False,
+        "gradient_accumulation_fusion": has_fused_accumulation(),
         "transformer_impl": "local",
     }
 
@@ -99,6 +109,29 @@ def _interleaving(layout: LayoutConfig) -> dict[str, Any]:
     }
 
 
+def has_fused_accumulation() -> bool:
+    """Return whether Megatron's own linear layers can add gradients to float32 buffers in place.
+
+    That is a kernel of NVIDIA's Apex, `fused_weight_gradient_mlp_cuda`.
+    """
+    return torch.cuda.is_available() and megatron_layers._grad_accum_fusion_available
+
+
+def transformer_engine_settings(decoder: DecoderConfig) -> dict[str, Any]:
+    """Return what changes in the settings of a stack of Transformer Engine layers."""
+    return {
+        "transformer_impl": "transformer_engine",
+        "apply_rope_fusion": True,
+        "bias_dropout_fusion": True,  # our own, see layers.py
+        # Megatron's fused SwiGLU is exact; its fused GELU is the tanh approximation.
+        "bias_activation_fusion": decoder.activation == "swiglu",
+        # Else the first backward pass of a micro batch that was the first forward overwrites
+        # main_grad: wrong gradients wherever backward passes come in another order. What it
+        # would cache, FP8 copies of weights, does not exist in bf16.
+        "disable_parameter_transpose_cache": True,
+    }
+
+
 def decoder_stack(
     decoder: DecoderConfig,
     layout: LayoutConfig,
@@ -107,7 +140,14 @@ def decoder_stack(
     dropout: float = 0.0,
     **changes: Any,
 ) -> StackConfig:
-    """Return the Megatron config of a GPT-NeoX-like stack."""
+    """Return the Megatron config of a GPT-NeoX-like stack.
+
+    A T5 decoder is always of plain torch modules: it has cross-attention and a relative bias.
+    """
+    is_t5 = isinstance(decoder, TokenDecoderConfig) and decoder.strategy == "cross_attention"
+    settings = shared_settings(layout, precision)
+    if precision.layers == "transformer_engine" and not is_t5:
+        settings |= transformer_engine_settings(decoder)
     return StackConfig(
         num_layers=decoder.num_layers,
         hidden_size=decoder.hidden_size,
@@ -121,7 +161,7 @@ def decoder_stack(
         add_bias_linear=decoder.bias,
         hidden_dropout=dropout,
         attention_dropout=dropout,
-        **{**shared_settings(layout, precision), **changes},
+        **{**settings, **changes},
     )
 
 
@@ -130,7 +170,8 @@ def encoder_stack(
 ) -> StackConfig:
     """Return the Megatron config of the RoBERTa encoder over `positions` rows per block.
 
-    It runs without sequence parallelism: its output is one vector per block.
+    It runs without sequence parallelism, its output is one vector per block, and always of
+    plain torch modules, since norms follow what they would have to be fused with.
     """
     return StackConfig(
         num_layers=embedder.num_layers,
@@ -154,4 +195,11 @@ def without_sequence_parallel(config: StackConfig) -> StackConfig:
     """Return the config for a linear layer whose input is whole on every rank."""
     changed = copy.copy(config)
     changed.sequence_parallel = False
+    return changed
+
+
+def with_fused_accumulation(config: StackConfig) -> StackConfig:
+    """Return the config for Transformer Engine layers, which bring that kernel along."""
+    changed = copy.copy(config)
+    changed.gradient_accumulation_fusion = True
     return changed

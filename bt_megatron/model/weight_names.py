@@ -24,6 +24,11 @@ def canonical_name(key: str) -> str:
     return key
 
 
+def is_module_state(key: str) -> bool:
+    """Return whether a key of a state dict is what a module keeps besides its weights."""
+    return key.endswith("_extra_state")
+
+
 def is_vocabulary_table(name: str) -> bool:
     """Return whether the first axis of a weight is the vocabulary."""
     return _VOCABULARY_TABLES.search(name) is not None

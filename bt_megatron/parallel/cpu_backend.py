@@ -27,6 +27,8 @@ from typing import Any
 import torch
 import torch.utils._device
 
+from bt_megatron.parallel import transformer_engine_check
+
 CPU = torch.device("cpu")
 
 FACTORIES = (
@@ -169,9 +171,12 @@ def _patch_random_tracker(random_module: Any) -> None:
 def install() -> None:
     """Import Megatron-Core, made to run on CPU where there is no CUDA.
 
+    Where there is CUDA, a Transformer Engine that does not work there is hidden.
+
     Must be called before anything else imports `megatron.core`. Idempotent.
     """
     if torch.cuda.is_available():
+        transformer_engine_check.hide_if_broken()
         return
     # "No CUDA runtime is found", "Transformer Engine is not installed": so it is meant here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -16,22 +16,30 @@ from megatron.core.transformer.module import Float16Module
 
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.model.build import build_stage
+from bt_megatron.model.layer_library import LayerLibrary
 from bt_megatron.model.transformer_config import Precision
 from bt_megatron.parallel.layout import StageSlice
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build_chunks(config: RunConfig, stages: Sequence[StageSlice]) -> list[DistributedDataParallel]:
+def build_chunks(
+    config: RunConfig, stages: Sequence[StageSlice], *, layers: LayerLibrary = "torch"
+) -> list[DistributedDataParallel]:
     """Return this process's stages, wrapped for mixed precision and data parallelism.
 
     One, or `layout.vpp` of them. Gradients are accumulated and reduced in float32. Weights
     are not yet set.
 
+    Args:
+        config: the run.
+        stages: what each pipeline stage holds.
+        layers: library of the decoders' layers.
+
     Comm: none.
     """
     numbers: Sequence[int | None] = range(config.layout.vpp) if config.layout.vpp > 1 else (None,)
-    chunks = [_build_chunk(config, stages, vp_stage=number) for number in numbers]
+    chunks = [_build_chunk(config, stages, layers, vp_stage=number) for number in numbers]
     schedule = chunks[0].config  # the one that Megatron's schedules read
     schedule.finalize_model_grads_func = finalize_model_grads
     if config.layout.overlap_grad_reduce:
@@ -41,9 +49,12 @@ def build_chunks(config: RunConfig, stages: Sequence[StageSlice]) -> list[Distri
 
 
 def _build_chunk(
-    config: RunConfig, stages: Sequence[StageSlice], *, vp_stage: int | None
+    config: RunConfig, stages: Sequence[StageSlice], layers: LayerLibrary, *, vp_stage: int | None
 ) -> DistributedDataParallel:
-    precision, layout = Precision(dtype=DTYPES[config.train.precision]), config.layout
+    precision, layout = (
+        Precision(dtype=DTYPES[config.train.precision], layers=layers),
+        config.layout,
+    )
     stage = build_stage(config.model, layout, stages, precision, config.memory, vp_stage=vp_stage)
     stage.head_chunk_rows = config.kernels.head_chunk_tokens
     module = Float16Module(stage.config, stage) if precision.is_bf16 else stage

@@ -19,6 +19,8 @@ from bt_megatron.config.show import resolved_yaml
 from bt_megatron.config.stages import resolve_stages
 from bt_megatron.data.batches import MicroBatch
 from bt_megatron.data.prefetch import PrefetchedBatches
+from bt_megatron.model.layer_library import LayerChoice, choose_layers
+from bt_megatron.model.transformer_config import has_fused_accumulation
 from bt_megatron.observe.atomic_file import write_atomically
 from bt_megatron.observe.console import Console
 from bt_megatron.observe.run_folder import RunFolder
@@ -97,6 +99,8 @@ def build_run(
     config = loaded.config
     stop = StopRequest()
     start_processes()
+    layers = choose_layers(config.kernels, precision=config.train.precision)
+    console.note(f"{'layers':<11}{layers}")
     build_groups(config.layout, seed=config.train.seed)
     folder = RunFolder.of(config)
     data = open_data(
@@ -106,7 +110,7 @@ def build_run(
     )
     found = find_start(folder.checkpoints, config, console, allow=resume_allow)
     stages = resolve_stages(config)
-    chunks = build_chunks(config, stages)
+    chunks = build_chunks(config, stages, layers=layers.library)
     if found.folder is None:
         set_initial_weights(config, chunks)
     optimizer = build_optimizer(config, chunks)
@@ -114,7 +118,7 @@ def build_run(
     training = TrainingStep(config, stages, chunks, optimizer)
     reporter = None
     if dist.get_rank() == 0:
-        _describe(folder, loaded, plan)
+        _describe(folder, loaded, plan, layers)
         reporter = Reporter(folder, config, plan, console, step=step)
     return Run(
         config=config,
@@ -132,11 +136,17 @@ def build_run(
     )
 
 
-def _describe(folder: RunFolder, loaded: LoadedConfig, plan: Plan) -> None:
+def _describe(folder: RunFolder, loaded: LoadedConfig, plan: Plan, layers: LayerChoice) -> None:
     """Write config.resolved.yaml and plan.json."""
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.config, resolved_yaml(loaded).encode())
-    content = {**plan_mapping(plan), "versions": read_versions(), "device": _device_name()}
+    kernels = {**asdict(layers), "fused_gradient_accumulation": has_fused_accumulation()}
+    content = {
+        **plan_mapping(plan),
+        "versions": read_versions(),
+        "device": _device_name(),
+        "kernels": kernels,
+    }
     write_atomically(folder.plan, json.dumps(content, indent=1).encode())
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from bt_megatron.config.load import to_mapping
-from bt_megatron.config.schema import LayoutConfig, RunConfig, TrainConfig
+from bt_megatron.config.schema import KernelConfig, LayoutConfig, RunConfig, TrainConfig
 from bt_megatron.observe.jsonl import read_records
 from bt_megatron.observe.run_folder import RunFolder
 from tests.tiny_run import tiny_run
@@ -107,3 +107,20 @@ def test_two_gpus_give_the_losses_of_the_cpu(
     got = run_to_the_end(tiny_run(tiny_data, tmp_path, layout=layout), gpus=2)
     for key, loss in on_cpu.items():
         assert got[key] == pytest.approx(loss, rel=GPU_AGAINST_CPU_RTOL), key
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("layers", ["torch", "transformer_engine"])
+@pytest.mark.parametrize(
+    "layout",
+    [LayoutConfig(), LayoutConfig(tp=2), LayoutConfig(tp=2, sequence_parallel=True)],
+    ids=["dp2", "tp2", "tp2-sp"],
+)
+def test_bf16_on_two_gpus_stays_in_the_band(
+    layout: LayoutConfig, layers: str, tiny_data: Path, tmp_path: Path, on_cpu: dict
+) -> None:
+    train, kernels = TrainConfig(steps=20, precision="bf16"), KernelConfig(layers=layers)
+    config = tiny_run(tiny_data, tmp_path, layout=layout, train=train, kernels=kernels)
+    got = run_to_the_end(config, gpus=2)
+    for key, loss in on_cpu.items():
+        assert got[key] == pytest.approx(loss, abs=BF16_ATOL), key
