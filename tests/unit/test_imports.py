@@ -16,6 +16,7 @@ ALLOWED = {
     "versions": set(),
     "config": {"errors", "parallel.layout"},  # layout strings are pure arithmetic
     "parallel": {"errors", "config"},
+    "faults": {"errors", "config", "parallel"},
     "data": {"errors", "config"},
     "model": {"errors", "config", "parallel"},
     "observe": {"errors", "config"},
@@ -23,6 +24,7 @@ ALLOWED = {
     "inference": {"errors", "config", "checkpoint"},
     "training": {
         *("errors", "versions", "config", "parallel", "data", "model", "observe", "checkpoint"),
+        "faults",
     },
     "__init__": set(),
     "__main__": set(),
