@@ -6,7 +6,9 @@ error that I end with), `bye` (I have finished), `verdict` (why all stop).
 """
 
 import contextlib
+import functools
 import selectors
+import socket
 import time
 from typing import Any
 
@@ -38,25 +40,14 @@ class Hub:
         self._secret = secret
         self._server = listen()
         self.port: int = self._server.getsockname()[1]
-        self._strangers: list[Connection] = []
         self._connections: dict[int, Connection] = {}
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._server, selectors.EVENT_READ)
+        self._selector.register(self._server, selectors.EVENT_READ, self._accept)
 
     def poll(self, timeout_s: float) -> None:
         """Wait for messages and take in what comes."""
-        self._selector.select(timeout_s)
-        now = time.monotonic()
-        self._accept()
-        for connection in list(self._strangers):
-            self._introduce(connection, now)
-        for rank, connection in list(self._connections.items()):
-            for message in connection.receive():
-                self.members[rank].hear(message, now=now)
-            has_finished = self.members[rank].sign == "finished"
-            if has_finished or not connection.is_open:
-                self.members[rank].end(now=now)
-                self._drop(self._connections.pop(rank))
+        for key, _ in self._selector.select(timeout_s):
+            key.data()
 
     def send(self, message: dict[str, Any]) -> None:
         """Tell all ranks."""
@@ -80,33 +71,45 @@ class Hub:
 
     def close(self) -> None:
         """Close all sockets."""
-        for connection in (*self._strangers, *self._connections.values()):
-            connection.close()
-        self._server.close()
+        for key in list((self._selector.get_map() or {}).values()):
+            assert isinstance(key.fileobj, Connection | socket.socket), "nothing else is in there"
+            key.fileobj.close()
         self._selector.close()
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                connection = Connection(self._server.accept()[0])
-                self._selector.register(connection, selectors.EVENT_READ)
-                self._strangers.append(connection)
+        with contextlib.suppress(OSError):  # it has hung up again
+            connection = Connection(self._server.accept()[0])
+            introduce = functools.partial(self._introduce, connection)
+            self._selector.register(connection, selectors.EVENT_READ, introduce)
 
-    def _introduce(self, connection: Connection, now: float) -> None:
+    def _introduce(self, connection: Connection) -> None:
+        """Hear who it is that has connected."""
         messages = connection.receive()
-        if messages:
-            self._strangers.remove(connection)
-            hello = messages[0].get("hello")
-            if not isinstance(hello, dict) or hello.pop("secret", None) != self._secret:
+        if not messages:
+            if not connection.is_open:
                 self._drop(connection)
-                return
-            rank = hello.pop("rank")
-            self._connections[rank] = connection
-            connection.send(self._hello)
-            for message in ({"hello": hello}, *messages[1:]):
-                self.members[rank].hear(message, now=now)
-        elif not connection.is_open:
-            self._strangers.remove(connection)
+            return
+        hello = messages[0].get("hello")
+        if not isinstance(hello, dict) or hello.pop("secret", None) != self._secret:
+            self._drop(connection)
+            return
+        rank = hello.pop("rank")
+        self._connections[rank] = connection
+        hear = functools.partial(self._hear, rank)
+        self._selector.modify(connection, selectors.EVENT_READ, hear)
+        connection.send(self._hello)
+        for message in ({"hello": hello}, *messages[1:]):
+            self.members[rank].hear(message, now=time.monotonic())
+        hear()  # it may have said goodbye or hung up already
+
+    def _hear(self, rank: int) -> None:
+        """Hear a rank; it counts as gone when the connection is, unless it said goodbye."""
+        connection, member, now = self._connections[rank], self.members[rank], time.monotonic()
+        for message in connection.receive():
+            member.hear(message, now=now)
+        if member.sign == "finished" or not connection.is_open:
+            member.end(now=now)
+            del self._connections[rank]
             self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:

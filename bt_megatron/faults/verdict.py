@@ -13,6 +13,7 @@ at fault keeps others waiting and waits for nobody. This also holds on GPUs, whe
 that waits is not inside of the collective any more but in a later synchronisation.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,6 +95,8 @@ class RankState:
     @property
     def name(self) -> str:
         """Name the rank for people."""
+        if not self.pid:
+            return f"rank {self.rank} (never heard of)"
         return f"rank {self.rank} (pid {self.pid} on {self.host})"
 
     @property
@@ -234,7 +237,7 @@ def _verdict(
     lost = {state.rank for state in states if state.sign in ("gone", "left")}
     if kind == "silent":
         lost |= {state.rank for state in culprits}
-    speaker = min((s.rank for s in states if s.rank not in lost), default=0)
+    speaker = next(rank for rank in itertools.count() if rank not in lost)
     if kind in ("gone", "silent") and (
         others := [s for s in states if s.sign == "alive" and s not in culprits]
     ):
@@ -275,21 +278,21 @@ def _call(collective: str, ranks: str) -> str:
     if ">" in ranks:
         sender, receiver = ranks_of(ranks)
         return f"{collective} from rank {sender} to rank {receiver}"
-    return f"{collective} of {_ranks(ranks_of(ranks))}"
+    return f"{collective} over {_ranks(ranks_of(ranks))}"
 
 
 def _waiters(states: Sequence[RankState]) -> str:
-    """Group ranks by the collective that they entered last."""
+    """Group ranks by step and by the collective that they entered last."""
     groups: dict[str, list[RankState]] = defaultdict(list)
     for state in states:
         place = state.place
         call = _call(place.collective, place.ranks) if place.collective else "no collective"
-        groups[call].append(state)
+        groups[f"{call} of {_where(state)}"].append(state)
     parts = []
-    for call, members in groups.items():
+    for where, members in groups.items():
         seconds = min(state.place.collective_s + state.silent_s for state in members)
         verb = "is" if len(members) == 1 else "are"
-        parts.append(f"{_ranks([s.rank for s in members])} {verb} in {call} since {seconds:.0f} s")
+        parts.append(f"{_ranks([s.rank for s in members])} {verb} in {where} since {seconds:.0f} s")
     return ", ".join(parts[:MAX_NAMED]) + (", ..." if len(parts) > MAX_NAMED else "")
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The watch of a rank: a thread that ends the process when another rank has died or hangs.
 
-Ranks report once a second to rank 0, over connections of their own, so that a rank which
+Ranks report to rank 0, over connections of their own, so that a rank which
 waits in a collective reports as well. Rank 0 judges (verdict.py) and tells all; what
 becomes of rank 0 the others judge themselves.
 """
@@ -39,9 +39,11 @@ from bt_megatron.faults.verdict import (
 from bt_megatron.parallel import collectives
 
 POLL_S = 0.2
-BEAT_S = 1.0
-RANKS_PER_BEAT_S = 256
-"""With more ranks each reports less often: rank 0 reads about this many reports a second."""
+BEAT_S = 0.2
+"""Time between reports: what is last known of a rank that dies is as old as that."""
+
+REPORTS_PER_S = 512
+"""With many ranks each reports less often: rank 0 reads this many reports a second."""
 
 SUSPENDED_S = 5.0
 """A thread that sleeps 0.2 s and wakes after this time was suspended with its process."""
@@ -84,7 +86,7 @@ class Watch:
         if world_size == 1:
             return
         self._faults, self._folder = faults, folder
-        self._beat_s = max(BEAT_S, world_size / RANKS_PER_BEAT_S)
+        self._beat_s = max(BEAT_S, world_size / REPORTS_PER_S)
         self._identity = {
             "host": socket.gethostname(),
             "pid": os.getpid(),

@@ -34,6 +34,8 @@ def train(run: Run) -> Ended:
             if is_last or stopping or run.step % run.config.checkpoint.interval_steps == 0:
                 run.watch.enter("checkpoint", step=run.step)
                 run.save()
+        if run.checkpoints.is_busy:
+            run.watch.enter("checkpoint", step=run.step)
         run.report_saved(run.checkpoints.poll())
     run.watch.enter("end", step=run.step)
     run.report_saved(run.checkpoints.finish())
