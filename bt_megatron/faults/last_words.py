@@ -24,15 +24,17 @@ REPORT_S = 5.0
 """How long writing the report may take."""
 
 
-def report(verdict: Verdict, rank: int, folder: Path) -> None:
+def report(verdict: Verdict, rank: int, folder: Path, *, own_error: str = "") -> None:
     """Print why this rank stops, and write that and the stacks of its threads into a file.
 
     Args:
         verdict: why.
         rank: of this process.
         folder: of the run's fault files.
+        own_error: traceback of an error that the fault caused here.
     """
-    thread = threading.Thread(target=_report, args=(verdict, rank, folder), daemon=True)
+    arguments = (verdict, rank, folder, own_error)
+    thread = threading.Thread(target=_report, args=arguments, name="last-words", daemon=True)
     thread.start()
     thread.join(REPORT_S)
 
@@ -52,10 +54,10 @@ def end_stopped_neighbours(verdict: Verdict, states: Sequence[RankState]) -> Non
                 os.kill(state.pid, signal.SIGKILL)
 
 
-def _report(verdict: Verdict, rank: int, folder: Path) -> None:
+def _report(verdict: Verdict, rank: int, folder: Path, own_error: str) -> None:
     path = folder / f"rank_{rank:04d}.txt"
     with contextlib.suppress(OSError):
-        _write(path, verdict)
+        _write(path, verdict, own_error)
     lines = [f"rank {rank} stops: {verdict.headline}"]
     if rank == verdict.speaker:
         lines = [f"error: {verdict.headline}", *(f"  {line}" for line in verdict.details)]
@@ -65,11 +67,11 @@ def _report(verdict: Verdict, rank: int, folder: Path) -> None:
         print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _write(path: Path, verdict: Verdict) -> None:
+def _write(path: Path, verdict: Verdict, own_error: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        file.write("\n".join((f"{now} {verdict.headline}", *verdict.details, "", "")))
+        file.write("\n".join((f"{now} {verdict.headline}", *verdict.details, own_error, "")))
         file.flush()
         faulthandler.dump_traceback(file, all_threads=True)
         file.write("\n")

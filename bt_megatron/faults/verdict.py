@@ -235,16 +235,20 @@ def _verdict(
     exit_code: int = RankError.exit_code,
 ) -> Verdict:
     lost = {state.rank for state in states if state.sign in ("gone", "left")}
-    if kind == "silent":
+    lost -= {state.rank for state in states if _waits_for_verdict(state)}
+    if kind in ("gone", "silent"):
         lost |= {state.rank for state in culprits}
+        if others := [s for s in states if s not in culprits and _waits_for_verdict(s)]:
+            headline += f"; {_waiters(others)}"
     speaker = next(rank for rank in itertools.count() if rank not in lost)
-    if kind in ("gone", "silent") and (
-        others := [s for s in states if s.sign == "alive" and s not in culprits]
-    ):
-        headline += f"; {_waiters(others)}"
     details = [f"{state.name}: {_status(state)}" for state in states]
     ranks = [state.rank for state in culprits]
     return Verdict(kind, ranks, exit_code, headline, details, speaker)
+
+
+def _waits_for_verdict(state: RankState) -> bool:
+    """Return whether a rank is still there and is not at fault itself."""
+    return state.sign == "alive" or (state.sign == "left" and state.is_consequence)
 
 
 def _status(state: RankState) -> str:

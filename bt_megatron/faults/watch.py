@@ -13,6 +13,7 @@ import secrets
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -68,6 +69,7 @@ class Watch:
         self._thread: threading.Thread | None = None
         self._progress: Progress | None = None
         self._leaving: dict[str, Any] | None = None
+        self._own_error = ""
         self._is_closing = False
 
     def start(self, faults: FaultConfig, folder: Path) -> None:
@@ -126,6 +128,7 @@ class Watch:
         if self._thread is None:
             return
         if error is not None:
+            self._own_error = "".join(traceback.format_exception(error))
             self._leaving = _describe(error)
         self._is_closing = True
         self._thread.join(2 * BYE_S if error is None else LEAVE_S)
@@ -202,7 +205,7 @@ class Watch:
         leaving = self._leaving
         rank = self._link.own.rank
         if leaving is None or (leaving["is_consequence"] and rank not in verdict.ranks):
-            report(verdict, rank, self._folder)
+            report(verdict, rank, self._folder, own_error=self._own_error)
             end_stopped_neighbours(verdict, states)
             if is_hub:
                 self._link.drain(BYE_S)

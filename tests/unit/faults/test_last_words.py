@@ -26,11 +26,12 @@ def verdict(**changes):
 
 
 def test_the_file_holds_the_verdict_and_all_stacks(tmp_path, capsys):
-    last_words.report(verdict(), 3, tmp_path / "faults")
+    last_words.report(verdict(), 3, tmp_path / "faults", own_error="RuntimeError: lost")
     text = (tmp_path / "faults" / "rank_0003.txt").read_text()
 
     assert "rank 2 does not answer" in text
     assert "rank 0: in step 3" in text
+    assert "RuntimeError: lost" in text
     assert "test_the_file_holds_the_verdict_and_all_stacks" in text
     assert capsys.readouterr().err == "rank 3 stops: rank 2 does not answer\n"
 
@@ -63,7 +64,10 @@ def test_storage_that_hangs_does_not_keep_the_rank(tmp_path, monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(last_words, "_write", lambda *_: released.wait(10))
     last_words.report(verdict(), 1, tmp_path)
+
+    (writer,) = [thread for thread in threading.enumerate() if thread.name == "last-words"]
     released.set()
+    writer.join(5)
 
 
 @pytest.fixture

@@ -105,6 +105,15 @@ def test_a_dead_rank_is_the_cause_not_who_lost_the_connection_to_it(leaves_first
     assert (judge_signs(table).kind, judge_signs(table).ranks) == ("gone", [2])
 
 
+def test_who_lost_the_connection_waits_and_speaks():
+    table = sign(everyone(2), 1, "gone", 0.2)
+    table = sign(table, 0, "left", 0.1, reason="RuntimeError: gloo", is_consequence=True)
+    verdict = judge_signs(table)
+
+    assert (verdict.ranks, verdict.speaker) == ([1], 0)
+    assert "; rank 0 is in all_reduce over ranks 0-3 of step 7" in verdict.headline
+
+
 def test_an_error_is_the_cause_not_a_process_that_ends_after_it():
     table = sign(everyone(), 1, "left", SETTLE_S + 1, reason="shard 3 is damaged", exit_code=4)
     table = sign(table, 2, "gone", SETTLE_S)
