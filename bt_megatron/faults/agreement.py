@@ -21,6 +21,9 @@ WAIT = timedelta(seconds=120)
 MAX_KEYS = 20
 """Differing keys that are listed; more are counted."""
 
+UNKNOWN = "unknown"
+"""A value that could not be found out, e.g. the commit where git did not answer: no difference."""
+
 _rounds = itertools.count()
 
 Facts = Mapping[str, Any]
@@ -83,7 +86,10 @@ def describe_differences(facts: Mapping[int, Facts]) -> str:
         for rank, of_rank in facts.items():
             ranks_by_value[json.dumps(of_rank.get(key))].append(rank)
         expected = json.dumps(facts[0].get(key))
-        others = {value: ranks for value, ranks in ranks_by_value.items() if value != expected}
+        if expected == json.dumps(UNKNOWN):
+            continue
+        same = (expected, json.dumps(UNKNOWN))
+        others = {value: ranks for value, ranks in ranks_by_value.items() if value not in same}
         if others:
             different.update(*others.values())
             values = ", ".join(f"{_plain(v)} ({_named(ranks)})" for v, ranks in others.items())

@@ -107,10 +107,10 @@ def build_run(
     config = loaded.config
     stop = StopRequest()
     start_processes()
-    versions = {f"version of {name}": version for name, version in read_versions().items()}
-    require_same({**dotted_values(config), **versions})
     folder = RunFolder.of(config)
     watch.start(config.faults, folder.faults)
+    versions = {f"version of {name}": version for name, version in read_versions().items()}
+    require_same({**dotted_values(config), **versions})
     build_groups(config.layout, seed=config.train.seed)
     data = open_data(
         config,

@@ -23,6 +23,7 @@ from bt_megatron.config.schema import (
 )
 from bt_megatron.data.prefetch import PrefetchedBatches
 from bt_megatron.errors import DataError, RankError
+from bt_megatron.training import run
 from bt_megatron.training import step as training_step
 from bt_megatron.training.step import TrainingStep
 from tests.tiny_run import tiny_run
@@ -61,8 +62,12 @@ def end_of(training: Training, *, within_s: float) -> list[int]:
 
 
 def kill(training: Training, rank: int, number: int = signal.SIGKILL) -> list[int]:
-    """Send a signal in the middle of training; return the exit codes."""
+    """Send a signal in the middle of training; return the exit codes.
+
+    After a second of training at least: what is last known of a rank is as old as a report.
+    """
     training.wait_until(lambda: last_step(training.folder) >= 3)
+    time.sleep(1)
     os.kill(training.pids[rank], number)
     return end_of(training, within_s=HANGS_WITHIN_S if number == signal.SIGSTOP else DIES_WITHIN_S)
 
@@ -276,3 +281,25 @@ def test_another_configuration_is_named_on_every_rank(tiny_data: Path, tmp_path:
     assert f"error: {expected}" in training.output
     assert f"error on rank 1: {expected}" in training.output
     assert not training.folder.plan.exists()
+
+
+def stay_away(rank: int) -> None:
+    original = run.read_versions
+
+    def read_versions():
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original()
+
+    run.read_versions = read_versions
+
+
+def test_a_rank_that_dies_before_it_says_what_it_runs_is_named(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    training = Training(endless_run(tiny_data, tmp_path), tmp_path, world_size=2, prepare=stay_away)
+
+    assert training.wait(DIES_WITHIN_S) == codes_of(2, 1), training.output
+    assert f"rank 1 (pid {training.pids[1]} on " in the_error(training)
+    assert "is gone" in the_error(training)
+    assert "in 'start'" in the_error(training)

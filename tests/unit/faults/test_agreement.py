@@ -14,6 +14,14 @@ def test_the_same_is_no_difference():
     assert describe_differences({0: FACTS, 3: dict(FACTS)}) == ""
 
 
+@pytest.mark.parametrize("of_rank_0", [True, False])
+def test_what_is_not_known_is_no_difference(of_rank_0):
+    unknown = {**FACTS, "version of torch": "unknown"}
+    facts = {0: unknown, 1: FACTS} if of_rank_0 else {0: FACTS, 1: unknown}
+
+    assert describe_differences(facts) == ""
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
