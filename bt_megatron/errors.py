@@ -48,3 +48,9 @@ class TrainingError(BtError):
     """A run that cannot go on: the loss or the gradients are not finite."""
 
     exit_code = 7
+
+
+class RankError(BtError):
+    """A process of the run that has died or hangs, or cannot be reached."""
+
+    exit_code = 8

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,24 @@ from bt_megatron.training.command import main_train
 class Training:
     """The processes of one `python -m bt_megatron train`."""
 
-    def __init__(self, config: RunConfig, folder: Path, *, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        *,
+        world_size: int = 1,
+        settings: Mapping[int, Sequence[str]] | None = None,
+        prepare: Callable[[int], None] | None = None,
+    ) -> None:
+        """Start them.
+
+        Args:
+            config: of the run.
+            folder: for the configuration file and what they print.
+            world_size: number of processes.
+            settings: further command-line arguments by rank.
+            prepare: called with its rank in each process before it trains, to spoil something.
+        """
         tests.ranks.assert_clean_parent()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = RunFolder.of(config)
@@ -36,7 +53,11 @@ class Training:
         context = multiprocessing.get_context("fork")
         port = _free_port()
         self._processes = [
-            context.Process(target=_main, args=(file, self.log, rank, world_size, port))
+            context.Process(
+                target=_main,
+                args=([str(file), *(settings or {}).get(rank, ())], self.log),
+                kwargs={"rank": rank, "world_size": world_size, "port": port, "prepare": prepare},
+            )
             for rank in range(world_size)
         ]
         for process in self._processes:
@@ -82,7 +103,15 @@ def last_step(folder: RunFolder) -> int:
     return max((record["step"] for record in read_records(folder.metrics)), default=0)
 
 
-def _main(file: Path, log: Path, rank: int, world_size: int, port: int) -> None:
+def _main(
+    arguments: list[str],
+    log: Path,
+    *,
+    rank: int,
+    world_size: int,
+    port: int,
+    prepare: Callable[[int], None] | None,
+) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
@@ -90,7 +119,9 @@ def _main(file: Path, log: Path, rank: int, world_size: int, port: int) -> None:
     if world_size > 1:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    code = main_train([str(file)])
+    if prepare is not None:
+        prepare(rank)
+    code = main_train(arguments)
     multiprocessing.util._exit_function()  # ends helper processes of checkpoint writers
     sys.stdout.flush()
     os._exit(code)

@@ -25,6 +25,7 @@ CLASSES: dict[str, Kind] = {
     "evaluation": "free",
     "checkpoint": "free",
     "checkpoint.initialize_from": "refused",
+    "faults": "free",
     "layout": "allowed",
     "memory": "allowed",
     "kernels": "allowed",

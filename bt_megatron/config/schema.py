@@ -270,6 +270,20 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FaultConfig:
+    """When processes that have died or hang are noticed, and the run stops."""
+
+    dead_rank_seconds: int = 30
+    """A process that is not heard of for this long is dead (a killed one is noticed at once)."""
+    hung_rank_seconds: int = 30
+    """All hang if none makes progress for this long, or for 3 times as long as the step,
+    evaluation or wait for data takes in the median."""
+    slow_phase_seconds: int = 1800
+    """The same for what nobody can know the length of: the start, the first step and the first
+    evaluation, checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MlflowConfig:
     """Where metrics are tracked besides metrics.jsonl."""
 
@@ -309,6 +323,7 @@ class RunConfig:
     train: TrainConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     @property

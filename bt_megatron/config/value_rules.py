@@ -50,6 +50,9 @@ _AT_LEAST = {
     "checkpoint.interval_steps": 1,
     "checkpoint.keep_last": 1,
     "checkpoint.keep_every_steps": 1,
+    "faults.dead_rank_seconds": 5,
+    "faults.hung_rank_seconds": 5,
+    "faults.slow_phase_seconds": 5,
     "log.interval_steps": 1,
 }
 

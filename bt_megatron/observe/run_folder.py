@@ -64,6 +64,11 @@ class RunFolder:
         """Parent of the checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def faults(self) -> Path:
+        """Parent of what each process wrote when it stopped because of another."""
+        return self.path / "faults"
+
 
 def open_run_folder(path: str | Path) -> RunFolder:
     """Return the folder of a run that has logged something.

@@ -57,27 +57,29 @@ def _train(loaded: LoadedConfig, plan: Plan, rank: int, *, resume_allow: Sequenc
     cpu_backend.install()
     import torch
 
+    from bt_megatron.faults.watch import Watch
     from bt_megatron.parallel.groups import stop_processes
     from bt_megatron.training.loop import train
     from bt_megatron.training.run import build_run
     from bt_megatron.training.stop import EXIT_STOPPED
 
     console = Console(enabled=rank == 0, device="gpu" if torch.cuda.is_available() else "cpu")
-    run = build_run(loaded, plan, console, resume_allow=resume_allow)
-    if run.step:
-        console.note(f"resumed at step {run.step} of {plan.steps}")
-    ended = train(run)
-    run.batches.close()
-    if run.reporter is not None:
-        reason = run.stop.signal_name or "another process was asked to stop"
-        complete = ended == "complete"
-        run.reporter.close(
-            step=run.step,
-            status="FINISHED" if complete else "KILLED",
-            reason=ended if complete else reason,
-        )
-        console.note(f"{ended} at step {run.step} of {plan.steps} in {run.folder.path}")
-    stop_processes()
+    with Watch() as watch:
+        run = build_run(loaded, plan, console, watch=watch, resume_allow=resume_allow)
+        if run.step:
+            console.note(f"resumed at step {run.step} of {plan.steps}")
+        ended = train(run)
+        run.batches.close()
+        if run.reporter is not None:
+            reason = run.stop.signal_name or "another process was asked to stop"
+            complete = ended == "complete"
+            run.reporter.close(
+                step=run.step,
+                status="FINISHED" if complete else "KILLED",
+                reason=ended if complete else reason,
+            )
+            console.note(f"{ended} at step {run.step} of {plan.steps} in {run.folder.path}")
+        stop_processes()
     return 0 if ended == "complete" else EXIT_STOPPED
 
 

@@ -29,18 +29,25 @@ def train(run: Run) -> Ended:
             _log(run, result)
         with run.meter.pausing():
             if is_last or run.step % run.config.evaluation.interval_steps == 0:
+                run.watch.enter("evaluation", step=run.step)
                 _evaluate(run)
             if is_last or stopping or run.step % run.config.checkpoint.interval_steps == 0:
+                run.watch.enter("checkpoint", step=run.step)
                 run.save()
+        if run.checkpoints.is_busy:
+            run.watch.enter("checkpoint", step=run.step)
         run.report_saved(run.checkpoints.poll())
+    run.watch.enter("end", step=run.step)
     run.report_saved(run.checkpoints.finish())
     dist.barrier()  # rank 0 is still completing the checkpoint; a launcher kills who is left alone
     return "stopped" if run.step < run.plan.steps else "complete"
 
 
 def _take_step(run: Run) -> StepResult:
+    run.watch.enter("data", step=run.step + 1)
     with run.meter.waiting():
         batches = next(run.batches)
+    run.watch.enter("step", step=run.step + 1)
     result = run.training.train(
         batches, step=run.step, lr=_rate(run, run.step), stop_requested=run.stop.is_set
     )

@@ -12,13 +12,15 @@ from megatron.core import parallel_state
 from bt_megatron.checkpoint.manifest import Manifest
 from bt_megatron.checkpoint.state import sharded_state
 from bt_megatron.checkpoint.writer import CheckpointWriter, Saved
-from bt_megatron.config.load import LoadedConfig
+from bt_megatron.config.load import LoadedConfig, dotted_values
 from bt_megatron.config.plan import Plan, plan_mapping
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.show import resolved_yaml
 from bt_megatron.config.stages import resolve_stages
 from bt_megatron.data.batches import MicroBatch
 from bt_megatron.data.prefetch import PrefetchedBatches
+from bt_megatron.faults.agreement import require_same
+from bt_megatron.faults.watch import Watch
 from bt_megatron.model.layer_library import LayerChoice, choose_layers
 from bt_megatron.model.transformer_config import has_fused_accumulation
 from bt_megatron.observe.atomic_file import write_atomically
@@ -52,6 +54,7 @@ class Run:
     checkpoints: CheckpointWriter
     meter: Meter
     stop: StopRequest
+    watch: Watch
     reporter: Reporter | None
     """Only on rank 0."""
 
@@ -84,7 +87,12 @@ class Run:
 
 
 def build_run(
-    loaded: LoadedConfig, plan: Plan, console: Console, *, resume_allow: Sequence[str] = ()
+    loaded: LoadedConfig,
+    plan: Plan,
+    console: Console,
+    *,
+    watch: Watch,
+    resume_allow: Sequence[str] = (),
 ) -> Run:
     """Build all parts and load the newest whole checkpoint of the run.
 
@@ -92,17 +100,24 @@ def build_run(
         loaded: the configuration.
         plan: what follows from it.
         console: for people.
+        watch: started here, as soon as there are other ranks to watch.
         resume_allow: keys that may differ from the saved run.
+
+    Raises:
+        ConfigError: the ranks are about to run different things.
 
     Comm: must be called by all ranks.
     """
     config = loaded.config
     stop = StopRequest()
     start_processes()
+    folder = RunFolder.of(config)
+    watch.start(config.faults, folder.faults)
+    versions = {f"version of {name}": version for name, version in read_versions().items()}
+    require_same({**dotted_values(config), **versions})
     layers = choose_layers(config.kernels, precision=config.train.precision)
     console.note(f"{'layers':<11}{layers}")
     build_groups(config.layout, seed=config.train.seed)
-    folder = RunFolder.of(config)
     data = open_data(
         config,
         dp_rank=parallel_state.get_data_parallel_rank(),
@@ -132,6 +147,7 @@ def build_run(
         checkpoints=CheckpointWriter(folder.checkpoints, config.checkpoint),
         meter=Meter(plan),
         stop=stop,
+        watch=watch,
         reporter=reporter,
     )
 

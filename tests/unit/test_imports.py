@@ -16,6 +16,7 @@ ALLOWED = {
     "versions": set(),
     "config": {"errors", "parallel.layout"},  # layout strings are pure arithmetic
     "parallel": {"errors", "config"},
+    "faults": {"errors", "config", "parallel"},
     "data": {"errors", "config"},
     "kernels": {"errors"},
     "model": {"errors", "config", "parallel", "kernels"},
@@ -24,6 +25,7 @@ ALLOWED = {
     "inference": {"errors", "config", "checkpoint"},
     "training": {
         *("errors", "versions", "config", "parallel", "data", "model", "observe", "checkpoint"),
+        "faults",
     },
     "__init__": set(),
     "__main__": set(),

@@ -47,6 +47,7 @@ def test_every_class_is_about_the_schema():
         ("evaluation.interval_steps", 7, "free"),
         ("checkpoint.keep_last", 5, "free"),
         ("checkpoint.initialize_from", "weights", "refused"),
+        ("faults.hung_rank_seconds", 300, "free"),
         ("layout.tp", 2, "allowed"),
         ("layout.pp_cut", "Ebb|ttL", "allowed"),
         ("batch.micro_batch_size", 4, "allowed"),

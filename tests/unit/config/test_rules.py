@@ -83,6 +83,7 @@ BROKEN = [
     ("numbers_are_in_range", {"data.validation_fraction": 1.0}, 1, "less than 1"),
     ("numbers_are_in_range", {"checkpoint.keep_last": 0}, 1, "keep_last"),
     ("numbers_are_in_range", {"log.interval_steps": 0}, 1, "log.interval_steps"),
+    ("numbers_are_in_range", {"faults.dead_rank_seconds": 4}, 1, "must be at least 5"),
     ("numbers_are_in_range", {"evaluation.max_sequences": 0}, 1, "max_sequences"),
     ("numbers_are_in_range", {"model.token_decoder.dropout": 1.0}, 1, "dropout"),
     ("numbers_are_in_range", {"data.seed": -1}, 1, "data.seed"),
