@@ -10,10 +10,11 @@ layers of plain torch. Not in it:
 - how a library carries out a call: algorithm, channels, and that two pipeline processes use the
   world's communicator for one of the two directions.
 
-Layers of Transformer Engine (kernels.layers) issue the same calls over the tp group while
-userbuffers are off. Under context parallelism they do not gather keys and values: each process
-passes its own around the cp group, size - 1 messages forward in each layer, and with them their
-gradients backward.
+With layers of Transformer Engine (kernels.layers) the list is not tested. They make the same calls
+over the tp group while userbuffers are off, as ours do. Two things differ: under context
+parallelism keys and values are not gathered, but passed around the cp group, in size - 1 turns
+forward and with their gradients backward; and weights have another order, so that buckets of an
+overlapped reduction may be cut in other places.
 """
 
 from collections import Counter

@@ -6,23 +6,31 @@ from dataclasses import asdict
 from typing import Any
 
 from bt_megatron.config.comm import Transfer
+from bt_megatron.config.schema import RunConfig
 
 HEADINGS = ("operation", "group", "what for", "when", "calls", "bytes per call", "total")
 NUMBERS = ("calls", "bytes per call", "total")
+CONTEXT_PARALLEL_NOTE = (
+    "Where Transformer Engine computes the layers (kernels.layers), keys and values and their",
+    "gradients pass around the cp group from process to process instead of being gathered.",
+)
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def communication_lines(processes: Sequence[Sequence[Transfer]]) -> list[str]:
+def communication_lines(processes: Sequence[Sequence[Transfer]], config: RunConfig) -> list[str]:
     """Write one table for each pipeline rank.
 
     Args:
         processes: from `step_communication`.
+        config: the run.
     """
     lines = []
     for rank, transfers in enumerate(processes):
         where = f" of pipeline rank {rank}" if len(processes) > 1 else ""
         lines += ["", f"one optimizer step of each process{where}:"]
         lines += _table(transfers) if transfers else ["nothing is sent"]
+    if config.layout.cp > 1 and config.kernels.layers != "torch":
+        lines += ["", *CONTEXT_PARALLEL_NOTE]
     return lines
 
 
@@ -50,11 +58,11 @@ def _table(transfers: Sequence[Transfer]) -> list[str]:
     rows.append(("total", "", "", "", f"{calls:,}", "", _short(total)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
-    groups = (
-        f"{group} {_short(total)} ({_short(sent)} leave the process)"
+    groups = [
+        f"over {group}: {_short(total)}; around a ring {_short(sent)} leave the process"
         for group, (total, sent) in _by_group(transfers).items()
-    )
-    return [*lines, f"by group: {', '.join(groups)}"]
+    ]
+    return [*lines, *groups]
 
 
 def _row(transfer: Transfer) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def _answer(arguments: argparse.Namespace) -> str:
         return json.dumps(mapping, indent=2)
     lines = plan_lines(plan, loaded.config)
     if sent is not None:
-        lines += communication_lines(sent)
+        lines += communication_lines(sent, loaded.config)
     if arguments.resolved:
         lines += ["", resolved_yaml(loaded).rstrip()]
     return "\n".join(lines)

@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 
 from bt_megatron.config import stage_weights
@@ -18,6 +20,9 @@ from bt_megatron.config.schema import (
     OptimizerConfig,
     RunConfig,
 )
+from bt_megatron.config.stage_weights import Weight
+from bt_megatron.config.stages import resolve_stages
+from bt_megatron.parallel.groups import build_groups
 from bt_megatron.training import chunk
 from tests.dist.test_layouts import LAYOUTS, MEMORY, MODELS, OTHER_MODELS, config_of
 from tests.ranks import run_ranks
@@ -78,6 +83,25 @@ def layout_config(model: str, layout: str, **changes: object) -> tuple[RunConfig
     return replace(config, batch=batch, **changes), world_size
 
 
+def held_weights(config: RunConfig) -> tuple[int, list[Weight]]:
+    """Return this process's pipeline rank and its weights, in Megatron's order."""
+    with training_step(config) as step:
+        weights = [
+            Weight(parameter.numel(), getattr(parameter, "sequence_parallel", False))
+            for held in step.chunks
+            for parameter in held.parameters()
+        ]
+        return parallel_state.get_pipeline_model_parallel_rank(), weights
+
+
+def bypass_python() -> None:
+    build_groups(LayoutConfig(), seed=1)
+    with recorded_calls():
+        group = dist.group.WORLD.group_name
+        sent = torch.ops._c10d_functional.all_reduce(torch.ones(2), "sum", group)
+        torch.ops._c10d_functional.wait_tensor(sent)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_call_of_a_step_is_in_the_plan(layout: str) -> None:
     assert_as_planned(*layout_config("main", layout))
@@ -135,3 +159,24 @@ def test_buckets_are_cut_as_megatron_cuts_them(
 def test_the_gradient_norm_is_summed_without_clipping_too() -> None:
     config, world_size = layout_config("main", "dp2", optimizer=OptimizerConfig(clip_grad=0.0, warmup_steps=0))
     assert_as_planned(config, world_size)
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        *(("main", layout) for layout in ("dp2", "tp2-sp", "pp3-embedder-alone", "pp2-vpp3")),
+        *((model, "tp2-sp") for model in ("vanilla-llama", "roberta-cls-t5", "llama-layers")),
+        *(("projection-summation-widths", layout) for layout in ("dp2", "tp2-sp")),
+    ],
+)
+def test_the_weights_of_a_stage_are_in_megatrons_order(model: str, layout: str) -> None:
+    config, world_size = layout_config(model, layout)
+    stages = resolve_stages(config)
+    for rank, weights in run_ranks(held_weights, world_size, config):
+        own = stages[rank :: config.layout.pp]
+        assert weights == [w for stage in own for w in stage_weights.stage_weights(config, stage)]
+
+
+def test_the_recorder_notices_what_bypasses_it() -> None:
+    with pytest.raises(AssertionError, match=r"assert counted == dict\(recording.calls\)"):
+        run_ranks(bypass_python, 2)
