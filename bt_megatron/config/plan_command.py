@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from bt_megatron.config.arguments import add_run_arguments
 from bt_megatron.config.banner import plan_lines
+from bt_megatron.config.comm import step_communication
+from bt_megatron.config.comm_table import communication_lines, communication_mapping
 from bt_megatron.config.load import load_run
 from bt_megatron.config.plan import make_plan, plan_mapping
 from bt_megatron.config.show import resolved_yaml
@@ -38,9 +40,15 @@ def _answer(arguments: argparse.Namespace) -> str:
     loaded = load_run(arguments.files, arguments.settings)
     world_size = arguments.world_size or max(1, loaded.config.layout.replica_size)
     plan = make_plan(loaded.config, world_size)
+    sent = step_communication(loaded.config, world_size) if arguments.comm else None
     if arguments.json:
-        return json.dumps(plan_mapping(plan), indent=2)
+        mapping = plan_mapping(plan)
+        if sent is not None:
+            mapping["communication"] = communication_mapping(sent)
+        return json.dumps(mapping, indent=2)
     lines = plan_lines(plan, loaded.config)
+    if sent is not None:
+        lines += communication_lines(sent, loaded.config)
     if arguments.resolved:
         lines += ["", resolved_yaml(loaded).rstrip()]
     return "\n".join(lines)
@@ -59,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         help="number of processes (default: one replica, tp x cp x pp)",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--comm",
+        action="store_true",
+        help="also list what each process sends in an optimizer step",
+    )
     parser.add_argument(
         "--resolved",
         action="store_true",

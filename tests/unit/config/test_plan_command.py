@@ -30,6 +30,15 @@ def test_json_is_the_whole_plan(capsys):
     assert json.loads(capsys.readouterr().out)["steps"] == 700
 
 
+def test_what_is_sent_is_printed_on_demand(capsys):
+    assert main_plan([DEMO, "--world-size", "2"]) == 0
+    assert "one optimizer step of each process" not in capsys.readouterr().out
+    assert main_plan([DEMO, "--world-size", "2", "--comm"]) == 0
+    assert "one optimizer step of each process" in capsys.readouterr().out
+    assert main_plan([DEMO, "--world-size", "2", "--comm", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["communication"]) == 1
+
+
 def test_resolved_prints_origins(capsys):
     assert main_plan([DEMO, "--resolved", "--set", "train.steps=700"]) == 0
     out = capsys.readouterr().out
