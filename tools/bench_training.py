@@ -35,6 +35,7 @@ from bt_megatron.config.source import Section, Value, parse_setting
 from bt_megatron.errors import BtError, ConfigError
 from bt_megatron.observe.flops_peak import peak_bf16_flops_per_s
 from bt_megatron.parallel.groups import start_processes, stop_processes
+from bt_megatron.training.step import TrainingStep
 from tools.benchmark_file import Row, write_benchmark
 from tools.layout_run import own_batches, training_step
 
@@ -108,6 +109,23 @@ def _put(mapping: dict[str, Any], setting: str) -> None:
         node = entry
 
 
+def _release(step: TrainingStep) -> None:
+    """Give a model's memory back: hooks of gradients keep it in a circle that is never freed."""
+    for chunk in step.chunks:
+        for buffer in chunk.buffers:
+            for data in (buffer.grad_data, buffer.param_data):
+                if data is not None:
+                    data.untyped_storage().resize_(0)
+        for param in chunk.parameters():
+            param.data = torch.empty(0)
+            param.main_grad = None
+    for optimizer in step.optimizer.chained_optimizers:
+        optimizer.optimizer.state.clear()
+        for group in optimizer.optimizer.param_groups:
+            for param in group["params"]:
+                param.data, param.grad = torch.empty(0), None
+
+
 def measure(case: Case, *, steps: int, warm_up: int) -> Measured:
     """Take steps of a case.
 
@@ -130,6 +148,7 @@ def measure(case: Case, *, steps: int, warm_up: int) -> Measured:
             loss = step.train(batch, step=number, lr=1e-4).totals.loss
             torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
+        _release(step)
     most = torch.tensor([torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()])
     most = most.cuda()
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
@@ -151,6 +170,7 @@ def profile(case: Case) -> str:
             for number in range(2):
                 step.train(batch, step=number, lr=1e-4)
             torch.cuda.synchronize()
+        _release(step)
     averages = recorded.key_averages()
     return str(averages.table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=70))
 

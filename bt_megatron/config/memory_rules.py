@@ -1,8 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules about what is computed again instead of being kept."""
 
-from bt_megatron.config.geometry import sequence_rows
+from bt_megatron.config.geometry import is_t5, sequence_rows
 from bt_megatron.config.schema import RunConfig
+
+
+def layers_with_a_relative_bias_are_not_recomputed(
+    config: RunConfig, world_size: int
+) -> str | None:
+    """T5's layers share one bias, whose gradient cannot pass through the layers' own passes."""
+    if config.memory.recompute == "none" or config.memory.token_slices > 1:
+        return None
+    if not is_t5(config.model):
+        return None
+    return (
+        "memory.recompute=full computes each layer again by itself, but the token layers of "
+        "cross_attention (T5) share one relative bias. Use memory.token_slices=2 or more, which "
+        "computes them again together, or memory.recompute=none."
+    )
 
 
 def token_slices_are_of_blocks(config: RunConfig, world_size: int) -> str | None:

@@ -42,6 +42,7 @@ LAYOUT: tuple[Rule, ...] = (
     layout_rules.virtual_stages_take_whole_groups,
     layout_rules.stages_fit_the_model,
     layout_rules.overlapped_gather_has_its_parts,
+    memory_rules.layers_with_a_relative_bias_are_not_recomputed,
     memory_rules.token_slices_are_of_blocks,
     memory_rules.token_slices_divide_the_blocks,
     memory_rules.token_slices_are_without_sequence_parallel,

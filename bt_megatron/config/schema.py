@@ -226,6 +226,9 @@ class KernelConfig:
 
     layers: Literal["auto", "torch", "transformer_engine"] = "auto"
     """Norms, linear layers and attention; auto: Transformer Engine in bf16 on a GPU that has it."""
+    deterministic: bool = True
+    """Sum in a fixed order everywhere, so that a resumed run is the undisturbed one bit for bit;
+    attention over long sequences is faster without."""
     head_chunk_tokens: int | None = None
     """Rows of logits computed at a time in the loss; none: all at once, kept for the backward
     pass. All but the last of several chunks are computed twice."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Core attention (after the projections and rotary) in plain torch.
+"""Core attention (after the projections and rotary).
 
 `CausalAttention` serves the block decoder and vanilla models: few long
 sequences. `FoldedAttention` serves the token decoder and the RoBERTa encoder:
@@ -15,8 +15,8 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 
+from bt_megatron.kernels.causal_attention import causal_attention
 from bt_megatron.model.transformer_config import StackConfig
 from bt_megatron.parallel.context import gather_in_order, own_chunks
 
@@ -64,19 +64,28 @@ class CausalAttention(MegatronModule):
         if self.config.context_parallel_size > 1:
             assert attention_mask is None, "training data has no blocks of pads only"
             out = self._attend_by_chunk(query, gather_in_order(key), gather_in_order(value))
+        elif attention_mask is None:
+            out = self._attend(query, key, value)
         else:
-            mask = None if attention_mask is None else self._visible(attention_mask)
-            out = self._attend(query, key, value, mask)
+            out = self._attend_masked(query, key, value, self._visible(attention_mask))
         return out.reshape(length, rows, -1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return causal_attention(
+            query,
+            key,
+            value,
+            scale=self.softmax_scale,
+            fixed_order=self.config.fixed_order and self.training,
+        )
+
+    def _attend_masked(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, a, s, d]
         out = F.scaled_dot_product_attention(
             query,
             key,
             value,
             attn_mask=mask,
-            is_causal=mask is None,
             scale=self.softmax_scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
@@ -90,8 +99,7 @@ class CausalAttention(MegatronModule):
         mine = own_chunks(parallel_state.get_context_parallel_rank(), size)
         for chunk, part in zip(mine, query.chunk(2), strict=True):
             seen = (chunk + 1) * length
-            mask = causal_lower_right(length, seen)
-            outs.append(self._attend(part, keys[:seen], values[:seen], mask))
+            outs.append(self._attend(part, keys[:seen], values[:seen]))
         return torch.cat(outs)
 
     @staticmethod

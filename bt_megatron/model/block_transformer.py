@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_
 from torch import Tensor, arange
 
 from bt_megatron.config.geometry import expanded_vectors, is_t5, token_positions
-from bt_megatron.config.schema import LayoutConfig, MemoryConfig, ModelConfig
+from bt_megatron.config.schema import LayoutConfig, ModelConfig
 from bt_megatron.model import token_input
 from bt_megatron.model.embedder import NO_INIT, build_embedder
 from bt_megatron.model.head import build_head, gather_rows, padded_vocab
@@ -23,7 +23,7 @@ from bt_megatron.model.relative_bias import RelativeBias
 from bt_megatron.model.slices import run_in_slices
 from bt_megatron.model.stack import build_stack, position_angles
 from bt_megatron.model.stage import PipelineStage, own_slice
-from bt_megatron.model.transformer_config import Precision, decoder_stack, recomputation
+from bt_megatron.model.transformer_config import Computation, decoder_stack, recomputation
 from bt_megatron.parallel.context import own_positions
 from bt_megatron.parallel.layout import StageSlice
 from bt_megatron.parallel.pipeline import megatron_layout
@@ -45,8 +45,7 @@ class BlockTransformerStage(PipelineStage):
         model: ModelConfig,
         layout: LayoutConfig,
         stages: tuple[StageSlice, ...],
-        precision: Precision,
-        memory: MemoryConfig,
+        how: Computation,
         *,
         vp_stage: int | None = None,
     ) -> None:
@@ -56,8 +55,7 @@ class BlockTransformerStage(PipelineStage):
             model: a block model.
             layout: parallel sizes.
             stages: what each pipeline stage holds.
-            precision: data types.
-            memory: what is computed again.
+            how: data types, library of layers, what is computed again.
             vp_stage: which of this process's stages; None: its only one.
         """
         assert model.block_decoder is not None, "a block model has a block decoder"
@@ -66,18 +64,18 @@ class BlockTransformerStage(PipelineStage):
         block_stack = decoder_stack(
             model.block_decoder,
             layout,
-            precision,
-            **recomputation(memory),
+            how,
+            **recomputation(how.memory),
             context_parallel_size=layout.cp,
             pipeline_model_parallel_layout=megatron_layout(stages, "block"),
         )
         token_stack = decoder_stack(
             model.token_decoder,
             layout,
-            precision,
+            how,
             dropout=model.token_decoder.dropout,
             fold_positions=token_positions(model),
-            **({} if memory.token_slices > 1 else recomputation(memory)),
+            **({} if how.memory.token_slices > 1 else recomputation(how.memory)),
             softmax_scale=1.0 if is_t5(model) else None,
             pipeline_model_parallel_layout=megatron_layout(stages, "token"),
         )
@@ -85,10 +83,10 @@ class BlockTransformerStage(PipelineStage):
         self.model, self.token_stack = model, token_stack
         self._block_layers, self._token_layers = model.block_decoder, model.token_decoder
         self.vocab = padded_vocab(model.vocab_size, layout.tp)
-        self.tied, self.token_slices = is_t5(model), memory.token_slices
+        self.tied, self.token_slices = is_t5(model), how.memory.token_slices
         self.embedder = None
         if mine.has_embedder:
-            self.embedder = build_embedder(model, block_stack, layout, precision, vocab=self.vocab)
+            self.embedder = build_embedder(model, block_stack, layout, how, vocab=self.vocab)
         self._build_block_decoder(mine)
         self._build_token_input(mine)
         self._build_token_decoder(mine)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from bt_megatron.config.geometry import layer_letters
-from bt_megatron.config.schema import LayoutConfig, MemoryConfig, ModelConfig
+from bt_megatron.config.schema import LayoutConfig, ModelConfig
 from bt_megatron.model.block_transformer import BlockTransformerStage
 from bt_megatron.model.named_weights import load_named_weights
-from bt_megatron.model.transformer_config import Precision
+from bt_megatron.model.transformer_config import Computation
 from bt_megatron.model.vanilla import VanillaStage
 from bt_megatron.parallel.layout import StageSlice, parse_stages
 
@@ -21,8 +21,7 @@ def build_stage(
     model: ModelConfig,
     layout: LayoutConfig,
     stages: Sequence[StageSlice],
-    precision: Precision,
-    memory: MemoryConfig = MemoryConfig(),  # noqa: B008  frozen
+    how: Computation,
     *,
     vp_stage: int | None = None,
 ) -> Stage:
@@ -32,14 +31,13 @@ def build_stage(
         model: the model.
         layout: parallel sizes; Megatron's groups exist.
         stages: what each pipeline stage holds.
-        precision: data types.
-        memory: what is computed again in the backward pass.
+        how: data types, library of layers, what is computed again.
         vp_stage: which of this process's stages; None: its only one.
 
     Comm: none.
     """
     kind = BlockTransformerStage if model.is_block else VanillaStage
-    stage = kind(model, layout, tuple(stages), precision, memory, vp_stage=vp_stage)
+    stage = kind(model, layout, tuple(stages), how, vp_stage=vp_stage)
     return stage.cuda() if torch.cuda.is_available() else stage
 
 
@@ -52,7 +50,7 @@ def build_whole_model(model: ModelConfig, weights: Mapping[str, Tensor]) -> Stag
 
     Comm: none; a process group of one exists (parallel/groups.py).
     """
-    stage = build_stage(model, LayoutConfig(), parse_stages(layer_letters(model)), Precision())
+    stage = build_stage(model, LayoutConfig(), parse_stages(layer_letters(model)), Computation())
     load_named_weights(stage, weights)
     return stage.eval()
 

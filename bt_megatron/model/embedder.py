@@ -13,7 +13,7 @@ from bt_megatron.config.schema import LayoutConfig, ModelConfig
 from bt_megatron.model.layers import LayerNorm
 from bt_megatron.model.specs import stack_spec
 from bt_megatron.model.transformer_config import (
-    Precision,
+    Computation,
     StackConfig,
     encoder_stack,
     without_sequence_parallel,
@@ -31,7 +31,7 @@ def build_embedder(
     model: ModelConfig,
     block_stack: StackConfig,
     layout: LayoutConfig,
-    precision: Precision,
+    how: Computation,
     *,
     vocab: int,
 ) -> "LookupEmbedder | RobertaEmbedder":
@@ -41,13 +41,13 @@ def build_embedder(
         model: the model.
         block_stack: Megatron config of the block decoder, whose width the vectors have.
         layout: tensor-parallel settings.
-        precision: data types.
+        how: data types, library of layers, what is computed again.
         vocab: v, rows of the token table, padded.
     """
     assert model.embedder is not None, "a block model has an embedder"
     if model.embedder.kind == "lookup":
         return LookupEmbedder(model, block_stack, vocab=vocab)
-    return RobertaEmbedder(model, block_stack, layout, precision, vocab=vocab)
+    return RobertaEmbedder(model, block_stack, layout, how, vocab=vocab)
 
 
 def _linear_to_blocks(config: StackConfig, inputs: int) -> ColumnParallelLinear:
@@ -111,7 +111,7 @@ class RobertaEmbedder(MegatronModule):
         model: ModelConfig,
         block_stack: StackConfig,
         layout: LayoutConfig,
-        precision: Precision,
+        how: Computation,
         *,
         vocab: int,
     ) -> None:
@@ -119,12 +119,12 @@ class RobertaEmbedder(MegatronModule):
         embedder = model.embedder
         assert embedder is not None, "a block model has an embedder"
         self.num_cls = embedder.num_cls_tokens
-        config = encoder_stack(embedder, layout, precision, positions=encoder_positions(model))
+        config = encoder_stack(embedder, layout, how, positions=encoder_positions(model))
         super().__init__(config=config)
         width = embedder.hidden_size
         self.word = VocabParallelEmbedding(vocab, width, init_method=NO_INIT, config=config)
-        self.position = torch.nn.Embedding(embedder.max_positions, width, dtype=precision.dtype)
-        self.token_type = torch.nn.Embedding(1, width, dtype=precision.dtype)
+        self.position = torch.nn.Embedding(embedder.max_positions, width, dtype=how.dtype)
+        self.token_type = torch.nn.Embedding(1, width, dtype=how.dtype)
         self.norm = LayerNorm(config, width, eps=config.layernorm_epsilon)
         spec = stack_spec(config, num_layers=embedder.num_layers, residual="post_norm")
         self.encoder = TransformerBlock(config, spec, post_layer_norm=False, pre_process=False)

@@ -39,15 +39,22 @@ class StackConfig(TransformerConfig):
     """Positions per block when the rows of a sequence are q * n; none: one causal sequence."""
     bidirectional: bool = False
     """Whether positions see later ones (RoBERTa)."""
+    fixed_order: bool = True
+    """Whether causal attention sums its gradients in a fixed order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Precision:
-    """Data types of parameters and of what crosses pipeline stages, and who computes them."""
+class Computation:
+    """How a stage computes."""
 
     dtype: torch.dtype = torch.float32
+    """Of parameters and of what crosses pipeline stages."""
     layers: LayerLibrary = "torch"
     """Library of the decoders' layers (`layer_library.choose_layers`)."""
+    deterministic: bool = True
+    """Whether sums have a fixed order (`kernels.deterministic`)."""
+    memory: MemoryConfig = MemoryConfig()  # noqa: RUF009  frozen
+    """What is computed again in the backward pass."""
 
     @property
     def is_bf16(self) -> bool:
@@ -55,8 +62,8 @@ class Precision:
         return self.dtype == torch.bfloat16
 
 
-def shared_settings(layout: LayoutConfig, precision: Precision) -> dict[str, Any]:
-    """Return the settings that every stack has: layout, precision, no fusions that need CUDA.
+def shared_settings(layout: LayoutConfig, how: Computation) -> dict[str, Any]:
+    """Return the settings that every stack has: layout, how, no fusions that need CUDA.
 
     Weights are not drawn here (perform_initialization=False): `initialize.py`
     draws them by name, so that they do not depend on the layout.
@@ -65,11 +72,11 @@ def shared_settings(layout: LayoutConfig, precision: Precision) -> dict[str, Any
         "tensor_model_parallel_size": layout.tp,
         "sequence_parallel": layout.sequence_parallel,
         "pipeline_model_parallel_size": layout.pp,
-        "pipeline_dtype": precision.dtype,
+        "pipeline_dtype": how.dtype,
         **_interleaving(layout),
-        "params_dtype": precision.dtype,
-        "bf16": precision.is_bf16,
-        "autocast_dtype": precision.dtype,
+        "params_dtype": how.dtype,
+        "bf16": how.is_bf16,
+        "autocast_dtype": how.dtype,
         "perform_initialization": False,
         "use_cpu_initialization": not torch.cuda.is_available(),
         "calculate_per_token_loss": True,
@@ -135,7 +142,7 @@ def transformer_engine_settings(decoder: DecoderConfig) -> dict[str, Any]:
 def decoder_stack(
     decoder: DecoderConfig,
     layout: LayoutConfig,
-    precision: Precision,
+    how: Computation,
     *,
     dropout: float = 0.0,
     **changes: Any,
@@ -145,8 +152,8 @@ def decoder_stack(
     A T5 decoder is always of plain torch modules: it has cross-attention and a relative bias.
     """
     is_t5 = isinstance(decoder, TokenDecoderConfig) and decoder.strategy == "cross_attention"
-    settings = shared_settings(layout, precision)
-    if precision.layers == "transformer_engine" and not is_t5:
+    settings = shared_settings(layout, how)
+    if how.layers == "transformer_engine" and not is_t5:
         settings |= transformer_engine_settings(decoder)
     return StackConfig(
         num_layers=decoder.num_layers,
@@ -157,6 +164,7 @@ def decoder_stack(
         normalization="LayerNorm" if decoder.normalization == "layernorm" else "RMSNorm",
         layernorm_epsilon=decoder.norm_epsilon,
         activation_func=ACTIVATIONS[decoder.activation],
+        fixed_order=how.deterministic,
         gated_linear_unit=decoder.activation == "swiglu",
         add_bias_linear=decoder.bias,
         hidden_dropout=dropout,
@@ -166,7 +174,7 @@ def decoder_stack(
 
 
 def encoder_stack(
-    embedder: EmbedderConfig, layout: LayoutConfig, precision: Precision, *, positions: int
+    embedder: EmbedderConfig, layout: LayoutConfig, how: Computation, *, positions: int
 ) -> StackConfig:
     """Return the Megatron config of the RoBERTa encoder over `positions` rows per block.
 
@@ -183,7 +191,7 @@ def encoder_stack(
         fold_positions=positions,
         bidirectional=True,
         **{
-            **shared_settings(layout, precision),
+            **shared_settings(layout, how),
             "sequence_parallel": False,
             "pipeline_model_parallel_size": 1,
             "virtual_pipeline_model_parallel_size": None,

@@ -7,12 +7,12 @@ from megatron.core.tensor_parallel import VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from torch import Tensor
 
-from bt_megatron.config.schema import LayoutConfig, MemoryConfig, ModelConfig
+from bt_megatron.config.schema import LayoutConfig, ModelConfig
 from bt_megatron.model.embedder import NO_INIT
 from bt_megatron.model.head import build_head, gather_rows, padded_vocab
 from bt_megatron.model.stack import build_stack, position_angles
 from bt_megatron.model.stage import PipelineStage, own_slice
-from bt_megatron.model.transformer_config import Precision, decoder_stack, recomputation
+from bt_megatron.model.transformer_config import Computation, decoder_stack, recomputation
 from bt_megatron.parallel.context import own_positions
 from bt_megatron.parallel.layout import StageSlice
 from bt_megatron.parallel.pipeline import megatron_layout
@@ -30,8 +30,7 @@ class VanillaStage(PipelineStage):
         model: ModelConfig,
         layout: LayoutConfig,
         stages: tuple[StageSlice, ...],
-        precision: Precision,
-        memory: MemoryConfig,
+        how: Computation,
         *,
         vp_stage: int | None = None,
     ) -> None:
@@ -41,8 +40,8 @@ class VanillaStage(PipelineStage):
         stack = decoder_stack(
             model.decoder,
             layout,
-            precision,
-            **recomputation(memory),
+            how,
+            **recomputation(how.memory),
             context_parallel_size=layout.cp,
             pipeline_model_parallel_layout=megatron_layout(stages, "token"),
         )

@@ -17,7 +17,7 @@ from megatron.core.transformer.module import Float16Module
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.model.build import build_stage
 from bt_megatron.model.layer_library import LayerLibrary
-from bt_megatron.model.transformer_config import Precision
+from bt_megatron.model.transformer_config import Computation
 from bt_megatron.parallel.layout import StageSlice
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -51,13 +51,16 @@ def build_chunks(
 def _build_chunk(
     config: RunConfig, stages: Sequence[StageSlice], layers: LayerLibrary, *, vp_stage: int | None
 ) -> DistributedDataParallel:
-    precision, layout = (
-        Precision(dtype=DTYPES[config.train.precision], layers=layers),
-        config.layout,
+    layout = config.layout
+    how = Computation(
+        dtype=DTYPES[config.train.precision],
+        layers=layers,
+        deterministic=config.kernels.deterministic,
+        memory=config.memory,
     )
-    stage = build_stage(config.model, layout, stages, precision, config.memory, vp_stage=vp_stage)
+    stage = build_stage(config.model, layout, stages, how, vp_stage=vp_stage)
     stage.head_chunk_rows = config.kernels.head_chunk_tokens
-    module = Float16Module(stage.config, stage) if precision.is_bf16 else stage
+    module = Float16Module(stage.config, stage) if how.is_bf16 else stage
     return DistributedDataParallel(
         config=stage.config,
         ddp_config=DistributedDataParallelConfig(

@@ -15,7 +15,7 @@ from bt_megatron.inference.modeling_block_transformer import (
 )
 from bt_megatron.model.build import build_stage, reference_logits
 from bt_megatron.model.initialize import initialize_weights
-from bt_megatron.model.transformer_config import Precision
+from bt_megatron.model.transformer_config import Computation
 from bt_megatron.parallel.groups import build_groups
 from bt_megatron.parallel.layout import parse_stages
 from tests.ranks import run_ranks
@@ -37,7 +37,7 @@ def both_logits(model: ModelConfig) -> tuple[Tensor, Tensor]:
     """Return the logits of all blocks but the first: the trainer's, the exported model's."""
     build_groups(LayoutConfig(), seed=0)
     stages = parse_stages(layer_letters(model))
-    stage = build_stage(model, LayoutConfig(), stages, Precision())
+    stage = build_stage(model, LayoutConfig(), stages, Computation())
     initialize_weights(stage, model, seed=3)
     generator = torch.Generator().manual_seed(0)
     weights = {

@@ -98,12 +98,12 @@ def count_model(name):
     from torch.utils.flop_counter import FlopCounterMode
 
     from bt_megatron.model.build import build_stage
-    from bt_megatron.model.transformer_config import Precision
+    from bt_megatron.model.transformer_config import Computation
     from bt_megatron.parallel.groups import build_groups
 
     build_groups(LayoutConfig(), seed=1)
     model = TINY[name]
-    stage = build_stage(model, LayoutConfig(), parse_stages(layer_letters(model)), Precision())
+    stage = build_stage(model, LayoutConfig(), parse_stages(layer_letters(model)), Computation())
     tokens = torch.randint(2, 512, (1, 64), generator=torch.Generator().manual_seed(1))
     real = torch.ones_like(tokens, dtype=torch.bool)
 

@@ -20,6 +20,7 @@ def stack(**changes: object) -> SimpleNamespace:
         "bidirectional": False,
         "attention_dropout": 0.0,
         "context_parallel_size": 1,
+        "fixed_order": True,
     }
     return SimpleNamespace(**settings | changes)
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from bt_megatron.config.schema import DecoderConfig, LayoutConfig
 from bt_megatron.model.head import OutputHead, build_head
-from bt_megatron.model.transformer_config import Precision, decoder_stack
+from bt_megatron.model.transformer_config import Computation, decoder_stack
 from bt_megatron.parallel.groups import build_groups
 from tests.ranks import run_ranks
 
@@ -17,7 +17,7 @@ VOCAB, PADDED, WIDTH = 21, 24, 16
 def make_head(*, tied: bool) -> OutputHead:
     build_groups(LayoutConfig(), seed=0)
     decoder = DecoderConfig(num_layers=1, hidden_size=WIDTH, num_attention_heads=2)
-    stack = decoder_stack(decoder, LayoutConfig(), Precision())
+    stack = decoder_stack(decoder, LayoutConfig(), Computation())
     return build_head(stack, vocab=PADDED, vocab_size=VOCAB, tied=tied)
 
 

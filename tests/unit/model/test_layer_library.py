@@ -9,7 +9,7 @@ from bt_megatron.config.schema import DecoderConfig, KernelConfig, LayoutConfig,
 from bt_megatron.errors import ConfigError
 from bt_megatron.model.layer_library import FP32_PRODUCTS, choose_layers, decide
 from bt_megatron.model.transformer_config import (
-    Precision,
+    Computation,
     decoder_stack,
     transformer_engine_settings,
 )
@@ -69,7 +69,7 @@ def test_ranks_without_a_gpu_agree_on_torch() -> None:
 
 def test_t5_decoder_stays_with_torch() -> None:
     t5 = TokenDecoderConfig(**STACK, strategy="cross_attention", residual="sequential")
-    config = decoder_stack(t5, LayoutConfig(), Precision(layers="transformer_engine"))
+    config = decoder_stack(t5, LayoutConfig(), Computation(layers="transformer_engine"))
     assert config.transformer_impl == "local"
     assert not config.bias_dropout_fusion
 

@@ -10,7 +10,7 @@ from bt_megatron.config.schema import LayoutConfig
 from bt_megatron.model.build import build_stage
 from bt_megatron.model.initialize import initialize_weights
 from bt_megatron.model.layers import ParallelResidualLayer, residual_add
-from bt_megatron.model.transformer_config import Precision
+from bt_megatron.model.transformer_config import Computation
 from bt_megatron.parallel.groups import build_groups
 from bt_megatron.parallel.layout import parse_stages
 from tests.ranks import run_ranks
@@ -22,7 +22,7 @@ def gradients(*, bias: bool, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
     changes = {"bias": bias}
     model = small_model(block_decoder=changes, token_decoder=changes)
     stages = parse_stages(layer_letters(model))
-    stage = build_stage(model, LayoutConfig(), stages, Precision(dtype=torch.float64))
+    stage = build_stage(model, LayoutConfig(), stages, Computation(dtype=torch.float64))
     initialize_weights(stage, model, seed=1)
     layers = [part for part in stage.modules() if isinstance(part, ParallelResidualLayer)]
     assert len(layers) == 4

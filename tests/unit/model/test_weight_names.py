@@ -7,7 +7,7 @@ from bt_megatron.config.geometry import layer_letters
 from bt_megatron.config.schema import LayoutConfig
 from bt_megatron.model.build import build_stage
 from bt_megatron.model.named_weights import SHARDING
-from bt_megatron.model.transformer_config import Precision
+from bt_megatron.model.transformer_config import Computation
 from bt_megatron.model.weight_names import canonical_name
 from bt_megatron.parallel.groups import build_groups
 from bt_megatron.parallel.layout import parse_stages
@@ -33,7 +33,7 @@ def test_canonical_name(key: str, name: str) -> None:
 def keys_and_names() -> tuple[set[str], set[str]]:
     build_groups(LayoutConfig(), seed=0)
     model = small_model()
-    stage = build_stage(model, LayoutConfig(), parse_stages(layer_letters(model)), Precision())
+    stage = build_stage(model, LayoutConfig(), parse_stages(layer_letters(model)), Computation())
     state = stage.sharded_state_dict(metadata=SHARDING)
     return {entry.key for entry in state.values()}, {name for name, _ in stage.named_parameters()}
 
