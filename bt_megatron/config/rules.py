@@ -28,6 +28,7 @@ MODEL: tuple[Rule, ...] = (
     model_rules.vanilla_has_no_block_padding,
     model_rules.sequence_is_whole_blocks,
     model_rules.sequence_has_something_to_predict,
+    memory_rules.layers_with_a_relative_bias_are_not_recomputed,
 )
 """How the sizes of the model and of a sequence fit together."""
 
@@ -42,7 +43,6 @@ LAYOUT: tuple[Rule, ...] = (
     layout_rules.virtual_stages_take_whole_groups,
     layout_rules.stages_fit_the_model,
     layout_rules.overlapped_gather_has_its_parts,
-    memory_rules.layers_with_a_relative_bias_are_not_recomputed,
     memory_rules.token_slices_are_of_blocks,
     memory_rules.token_slices_divide_the_blocks,
     memory_rules.token_slices_are_without_sequence_parallel,

@@ -108,8 +108,9 @@ def suggestion_lines(config: RunConfig, world_size: int, rules: Sequence[Rule]) 
         if found := nearest_layouts(config, size, rules):
             lines += [f"with {_processes(size)}:", *_aligned(found[:1])]
             break
-    batches = _other_batches(config, world_size, rules)
-    return [*lines, "with another global batch, which is another training:", *_aligned(batches)]
+    if batches := _other_batches(config, world_size, rules):
+        lines += ["with another global batch, which is another training:", *_aligned(batches)]
+    return lines if len(lines) > 1 else []
 
 
 def nearest_layouts(config: RunConfig, world_size: int, rules: Sequence[Rule]) -> list[Suggestion]:
