@@ -46,9 +46,7 @@ def _lanes(valid: tl.tensor, shape: tl.constexpr, rotated: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _load(
-    pointer: tl.tensor, valid: tl.tensor, shape: tl.constexpr, rotated: tl.constexpr
-) -> Any:
+def _load(pointer: tl.tensor, valid: tl.tensor, shape: tl.constexpr, rotated: tl.constexpr) -> Any:
     """Load both halves [rows, lanes]; values and outputs are not `rotated` (0)."""
     first, second, there = _lanes(valid, shape, rotated)
     return load_halves(pointer[:, None], first, second, there)
@@ -113,9 +111,7 @@ def _mix(weights: tl.tensor, halves: tl.tensor) -> Any:
 
 
 @triton.jit
-def _visible(
-    local: tl.tensor, position: tl.tensor, seen: tl.tensor, shape: tl.constexpr
-) -> Any:
+def _visible(local: tl.tensor, position: tl.tensor, seen: tl.tensor, shape: tl.constexpr) -> Any:
     """Return which keys are of the query's sequence, and which of them it may look at."""
     same = local[:, None] == local[None, :]
     visible = same

@@ -126,9 +126,7 @@ def _zero(like: tl.tensor) -> Any:
 
 
 @triton.jit
-def _seen_keys(
-    mask: tl.tensor, column: tl.tensor, columns: tl.tensor, shape: tl.constexpr
-) -> Any:
+def _seen_keys(mask: tl.tensor, column: tl.tensor, columns: tl.tensor, shape: tl.constexpr) -> Any:
     """Load which keys are seen, for each position a vector [rows]; None: all."""
     if mask is None:
         seen = None
