@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "errors": set(),
     "versions": set(),
+    "kernels": {"errors"},
     "config": {"errors", "parallel.layout"},  # layout strings are pure arithmetic
     "parallel": {"errors", "config"},
     "faults": {"errors", "config", "parallel"},
