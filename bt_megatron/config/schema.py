@@ -226,6 +226,8 @@ class KernelConfig:
 
     layers: Literal["auto", "torch", "transformer_engine"] = "auto"
     """Norms, linear layers and attention; auto: Transformer Engine in bf16 on a GPU that has it."""
+    token_attention: Literal["auto", "torch", "triton"] = "auto"
+    """Attention of the token decoder; auto: our kernel on a GPU, where it fits."""
     deterministic: bool = True
     """Sum in a fixed order everywhere, so that a resumed run is the undisturbed one bit for bit;
     attention over long sequences is faster without."""

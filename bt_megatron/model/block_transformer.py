@@ -12,16 +12,18 @@ from typing import Any
 
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
-from torch import Tensor, arange
+from torch import Tensor, arange, device
 
 from bt_megatron.config.geometry import expanded_vectors, is_t5, token_positions
 from bt_megatron.config.schema import LayoutConfig, ModelConfig
 from bt_megatron.model import token_input
 from bt_megatron.model.embedder import NO_INIT, build_embedder
+from bt_megatron.model.folded_self_attention import kernel_rotary, use_kernel
 from bt_megatron.model.head import build_head, gather_rows, padded_vocab
 from bt_megatron.model.relative_bias import RelativeBias
+from bt_megatron.model.rotary import position_angles
 from bt_megatron.model.slices import run_in_slices
-from bt_megatron.model.stack import build_stack, position_angles
+from bt_megatron.model.stack import build_stack
 from bt_megatron.model.stage import PipelineStage, own_slice
 from bt_megatron.model.transformer_config import Computation, decoder_stack, recomputation
 from bt_megatron.parallel.context import own_positions
@@ -78,6 +80,9 @@ class BlockTransformerStage(PipelineStage):
             **({} if how.memory.token_slices > 1 else recomputation(how.memory)),
             softmax_scale=1.0 if is_t5(model) else None,
             pipeline_model_parallel_layout=megatron_layout(stages, "token"),
+        )
+        token_stack.token_kernel = use_kernel(
+            how.token_attention, token_stack, relative_bias=is_t5(model)
         )
         super().__init__(block_stack, mine, vp_stage=vp_stage)
         self.model, self.token_stack = model, token_stack
@@ -216,17 +221,27 @@ class BlockTransformerStage(PipelineStage):
         return self._scatter(rows), self._scatter(expanded.reshape(-1, *expanded.shape[2:]))
 
     def _decode_tokens(self, hidden: Tensor, context: Tensor | None, target_mask: Tensor) -> Tensor:
-        positions, blocks = self.token_stack.fold_positions, target_mask.shape[1]
-        index = arange(positions, device=hidden.device).repeat_interleave(blocks)  # [q*n]
         self.token_decoder.set_input_tensor(hidden)
         return self.token_decoder(
             None,
             attention_mask=token_input.seen_positions(target_mask, self.model),
             context=context,
-            # T5 has a relative bias instead of rotary positions.
-            rotary_pos_emb=None if self.tied else position_angles(self._token_layers, index),
-            attention_bias=self.relative_bias(positions) if self.relative_bias else None,
+            rotary_pos_emb=self._token_rotary(target_mask.shape[1], hidden.device),
+            attention_bias=(
+                self.relative_bias(self.token_stack.fold_positions) if self.relative_bias else None
+            ),
         )
+
+    def _token_rotary(self, blocks: int, device: device) -> Tensor | None:
+        """Return what the token decoder's attention turns queries and keys by."""
+        positions = self.token_stack.fold_positions
+        assert positions, "the token decoder is a folded stack"
+        if self.tied:  # T5 has a relative bias instead
+            return None
+        if self.token_stack.token_kernel:
+            return kernel_rotary(self._token_layers, positions, device)
+        index = arange(positions, device=device).repeat_interleave(blocks)  # [q*n]
+        return position_angles(self._token_layers, index)
 
     def _predict(self, hidden: Tensor, targets: Tensor, *, return_logits: bool) -> Tensor:
         batch, blocks, length = targets.shape

@@ -4,6 +4,8 @@
 import torch
 from torch import Tensor
 
+from bt_megatron.config.schema import DecoderConfig
+
 
 def rotary_angles(
     positions: Tensor, *, head_dim: int, fraction: float, base: float
@@ -29,3 +31,13 @@ def rotary_angles(
     frequencies = base ** (-exponents / rotated)
     angles = torch.outer(positions.float(), frequencies)  # [s, rotated / 2]
     return torch.cat((angles, angles), dim=-1)[:, None, None, :]
+
+
+def position_angles(decoder: DecoderConfig, positions: Tensor) -> Tensor | None:
+    """Return the rotary angles [s, 1, 1, rotated] of `positions` [s], or None without rotation."""
+    return rotary_angles(
+        positions,
+        head_dim=decoder.head_dim,
+        fraction=decoder.rotary_fraction,
+        base=decoder.rotary_base,
+    )

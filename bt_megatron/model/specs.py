@@ -28,6 +28,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from bt_megatron.model.attention import CausalAttention, FoldedAttention, FoldedCrossAttention
+from bt_megatron.model.folded_self_attention import FoldedSelfAttention
 from bt_megatron.model.layers import LayerNorm, ParallelResidualLayer, PostNormLayer, RmsNorm
 from bt_megatron.model.transformer_config import StackConfig
 from bt_megatron.model.weight_names import FUSED_NORMS
@@ -85,7 +86,7 @@ def _layer_spec(config: StackConfig, *, residual: Residual, cross_attention: boo
 
 def _self_attention(config: StackConfig) -> ModuleSpec:
     return ModuleSpec(
-        module=SelfAttention,
+        module=FoldedSelfAttention if config.fold_positions else SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack of transformer layers and the angles of its positions."""
+"""A stack of transformer layers."""
 
 from megatron.core.transformer.transformer_block import TransformerBlock
-from torch import Tensor
 
 from bt_megatron.config.schema import DecoderConfig
-from bt_megatron.model.rotary import rotary_angles
 from bt_megatron.model.specs import stack_spec
 from bt_megatron.model.transformer_config import StackConfig, with_fused_accumulation
 
@@ -39,14 +37,4 @@ def build_stack(
     )
     return TransformerBlock(
         config, spec, pre_process=False, post_process=has_last, vp_stage=vp_stage
-    )
-
-
-def position_angles(decoder: DecoderConfig, positions: Tensor) -> Tensor | None:
-    """Return the rotary angles [s, 1, 1, rotated] of `positions` [s], or None without rotation."""
-    return rotary_angles(
-        positions,
-        head_dim=decoder.head_dim,
-        fraction=decoder.rotary_fraction,
-        base=decoder.rotary_base,
     )

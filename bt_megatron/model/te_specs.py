@@ -27,6 +27,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from bt_megatron.model.attention import CausalAttention, FoldedAttention
+from bt_megatron.model.folded_self_attention import FoldedSelfAttention
 from bt_megatron.model.layers import residual_add
 from bt_megatron.model.transformer_config import StackConfig
 
@@ -40,7 +41,7 @@ def te_submodules(config: StackConfig) -> TransformerLayerSubmodules:
         config: Megatron config of the stack.
     """
     attention = ModuleSpec(
-        module=SelfAttention,
+        module=FoldedSelfAttention if config.fold_positions else SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=TELayerNormColumnParallelLinear,

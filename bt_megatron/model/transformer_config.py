@@ -8,7 +8,7 @@ layers and dropout, but share layout and precision.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.tensor_parallel import layers as megatron_layers
@@ -39,6 +39,8 @@ class StackConfig(TransformerConfig):
     """Positions per block when the rows of a sequence are q * n; none: one causal sequence."""
     bidirectional: bool = False
     """Whether positions see later ones (RoBERTa)."""
+    token_kernel: bool = False
+    """Whether one kernel computes the attention of a folded stack."""
     fixed_order: bool = True
     """Whether causal attention sums its gradients in a fixed order."""
 
@@ -51,6 +53,8 @@ class Computation:
     """Of parameters and of what crosses pipeline stages."""
     layers: LayerLibrary = "torch"
     """Library of the decoders' layers (`layer_library.choose_layers`)."""
+    token_attention: Literal["auto", "torch", "triton"] = "auto"
+    """Who computes the attention of the token decoder (`kernels.token_attention`)."""
     deterministic: bool = True
     """Whether sums have a fixed order (`kernels.deterministic`)."""
     memory: MemoryConfig = MemoryConfig()  # noqa: RUF009  frozen

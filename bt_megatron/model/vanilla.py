@@ -10,7 +10,8 @@ from torch import Tensor
 from bt_megatron.config.schema import LayoutConfig, ModelConfig
 from bt_megatron.model.embedder import NO_INIT
 from bt_megatron.model.head import build_head, gather_rows, padded_vocab
-from bt_megatron.model.stack import build_stack, position_angles
+from bt_megatron.model.rotary import position_angles
+from bt_megatron.model.stack import build_stack
 from bt_megatron.model.stage import PipelineStage, own_slice
 from bt_megatron.model.transformer_config import Computation, decoder_stack, recomputation
 from bt_megatron.parallel.context import own_positions

@@ -55,6 +55,7 @@ def _build_chunk(
     how = Computation(
         dtype=DTYPES[config.train.precision],
         layers=layers,
+        token_attention=config.kernels.token_attention,
         deterministic=config.kernels.deterministic,
         memory=config.memory,
     )
