@@ -80,7 +80,7 @@ def make_inputs(case: Case, device: str = "cpu") -> Inputs:
 
 
 def attention_in_float64(case: Case, qkv: Tensor, rotary: Tensor | None, mask: Tensor | None):
-    """Attend to [q, columns, (a + 2*groups)*d], or to some of the columns, giving [q, columns, a*d]."""
+    """Attend in [q, columns, (a + 2*groups)*d] and return [q, columns, a*d]."""
     positions, columns = qkv.shape[:2]
     parts = qkv.double().reshape(positions, columns, case.groups, -1, case.head_dim)
     queries, keys, values = parts[..., :-2, :], parts[..., -2, :], parts[..., -1, :]

@@ -10,8 +10,10 @@ from typing import Literal
 
 HEAD_DIMS = (16, 32, 64, 128)
 MAX_POSITIONS = 64
-UNROLLED_POSITIONS = 16
-"""Most positions for which the unrolled kernel is offered: its code grows with their square."""
+UNROLLED_POSITIONS = 8
+"""Most positions for which the unrolled kernel is used: its code grows with their square."""
+MOST_UNROLLED = 12
+"""Most positions for which tuning tries it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +55,29 @@ def choose_tiling(positions: int, head_dim: int, *, backward: bool) -> Tiling:
     measured = (_BACKWARD if backward else _FORWARD).get((positions, head_dim))
     if measured is not None:
         return measured
-    if positions <= (8 if head_dim > 16 else 4):
-        # 4 lanes of each half a thread (8 bytes in bf16); 2 where more would spill.
-        lanes = 2 if backward or positions > 5 else 4
-        return Tiling("unrolled", max(1, 4 * 32 * lanes * 2 // head_dim), 4)
-    return Tiling("tiled", 32 if positions <= 16 else 64, 4)
+    if positions <= UNROLLED_POSITIONS:
+        return unrolled(head_dim, lanes=2 if backward or positions > 5 else 4, warps=4)
+    return Tiling("tiled", 32 if positions <= 16 and not backward else 64, 4)
 
 
-def candidate_tilings(positions: int) -> list[Tiling]:
-    """List the tiles that tuning tries."""
-    unrolled = [
-        Tiling("unrolled", rows, warps)
-        for warps in (1, 2, 4, 8)
-        for rows in (2, 4, 8, 16, 32)
-        if positions <= UNROLLED_POSITIONS and 1 <= rows // warps <= 8
+def unrolled(head_dim: int, *, lanes: int, warps: int) -> Tiling:
+    """Return the unrolled tile in which a thread holds so many lanes of each half."""
+    return Tiling("unrolled", max(1, 32 * warps * lanes * 2 // head_dim), warps)
+
+
+def candidate_tilings(positions: int, head_dim: int, *, backward: bool) -> list[Tiling]:
+    """List the tiles that tuning tries; unrolled ones whose vectors fit into registers."""
+    vectors = 4 if backward else 2  # of each position that are live at once, each two halves
+    few = [
+        unrolled(head_dim, lanes=lanes, warps=warps)
+        for lanes in (1, 2, 4, 8)
+        for warps in (2, 4)
+        if positions <= MOST_UNROLLED and 2 * vectors * positions * lanes <= 200
     ]
-    tiled = [
+    whole = [
         Tiling("tiled", rows, warps)
         for rows in (16, 32, 64, 128)
-        for warps in (1, 2, 4, 8)
-        if rows >= positions and 16 <= rows // warps * 2 <= 128
+        for warps in (2, 4, 8)
+        if rows >= positions and 8 <= rows // warps <= 32
     ]
-    return unrolled + tiled
+    return few + whole

@@ -10,6 +10,8 @@ A vector here is a pair of tiles [rows, d/2], see rotary_halves.py; vectors of a
 positions are tuples, whose loops are unrolled. Letters of shapes:
 bt_megatron/model/shapes.py.
 """
+# mypy: disable-error-code="assignment, misc"
+# Kernels are in Triton's language: tuples grow in loops that are unrolled.
 
 from typing import Any
 
