@@ -107,7 +107,8 @@ def _elements(config: RunConfig) -> Iterator[Element]:
         stack = model.decoder
         assert stack is not None, "rules.py: a vanilla model has a decoder"
         stream = Element(_stream(config, tokens * stack.hidden_size))
-        yield from (stream, *[_layer(config, stack, tokens)] * stack.num_layers, stream)
+        layer = _layer(config, stack, tokens, causal=True)
+        yield from (stream, *[layer] * stack.num_layers, stream)
         return
     block, token = model.block_decoder, model.token_decoder
     assert block is not None, "rules.py: a block model has a block decoder"
@@ -116,7 +117,7 @@ def _elements(config: RunConfig) -> Iterator[Element]:
     layer = _layer(config, token, blocks * token_positions(model), t5=is_t5(model))
     expanded = block.hidden_size + expanded_vectors(model) * token.hidden_size
     yield _embedder(config, model, blocks)
-    yield from [_layer(config, block, blocks)] * block.num_layers
+    yield from [_layer(config, block, blocks, causal=True)] * block.num_layers
     yield layer._replace(rest=blocks * expanded)
     yield from [layer] * (token.num_layers - 1)
     yield Element(_stream(config, tokens * token.hidden_size))
@@ -135,9 +136,24 @@ def _embedder(config: RunConfig, model: ModelConfig, blocks: int) -> Element:
     return Element(rest, encoder.num_layers, layer, positions * encoder.hidden_size)
 
 
-def _layer(config: RunConfig, stack: DecoderConfig, positions: int, *, t5: bool = False) -> Element:
-    """Count one layer of a decoder."""
-    kept = positions * _layer_values(config, stack, t5=t5)
+def _layer(
+    config: RunConfig,
+    stack: DecoderConfig,
+    positions: int,
+    *,
+    t5: bool = False,
+    causal: bool = False,
+) -> Element:
+    """Count one layer of a decoder.
+
+    Causal attention keeps turned queries and keys beside the projection, whose values it
+    looks at; the token decoder's kernel turns them itself.
+    """
+    values = _layer_values(config, stack, t5=t5)
+    if causal and stack.rotary_fraction > 0:
+        turned = (stack.num_attention_heads + stack.query_groups) * stack.head_dim
+        values += divide(turned, config.layout.tp)
+    kept = positions * values
     return Element(0, 1, kept, positions * _stream(config, stack.hidden_size))
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of one process, an ESTIMATE in bytes, by part.
 
-Formula `bt-memory-v2`. With e bytes per value of the training precision (4, or 2 for
+Formula `bt-memory-v3`. With e bytes per value of the training precision (4, or 2 for
 bf16), t the tensor-parallel size, and everything of a stage counted as cut by t:
 
     weights       e per parameter
@@ -11,7 +11,8 @@ bf16), t the tensor-parallel size, and everything of a stage counted as cut by t
     activations   kept for backward, for each micro-batch in flight: per layer and position
                   residual stream and norm outputs, 3 h (parallel residual) or 4 h
                   (divided by t under sequence parallelism only), and
-                  (qkv + a d + 2 f) / t (3 f with swiglu; T5: + 2 h + 4 h / t)
+                  (qkv + a d + 2 f) / t (3 f with swiglu; T5: + 2 h + 4 h / t; causal
+                  attention with rotary: + (a + c) d / t, queries and keys once more)
                   and at the ends the embedder's output and the expansion's in- and output
     logits        e per logit of one micro-batch, or of kernels.head_chunk_tokens rows of it:
                   a buffer that becomes the gradient in place (fp32 sums stay in registers)
@@ -22,13 +23,14 @@ virtual stage). How many micro-batches of each are in flight is read off the sch
 2 (pp - 1 - rank) + (vpp - 1) pp + 1 passes, each of one of its stages.
 
 With memory.recompute=full a layer keeps its input only, h values per position, and once
-per process the largest layer is there as above. With memory.token_slices=S the token
+per process the largest layer is there as above, though not together with the logits: the
+larger of the two counts. With memory.token_slices=S the token
 layers and the head of a stage keep what enters them, and once per process what they
-keep without recomputation is there, divided by S; so are logits.
+keep without recomputation is there, divided by S; so are logits, at the same time.
 
 Attention is taken to be fused (scores are not kept). Left out: the CUDA context, NCCL
-buffers, keys and values of other processes under cp, workspaces and fragmentation,
-typically 2 to 6 GiB on a GPU.
+buffers, keys and values of other processes under cp, workspaces and fragmentation. How near
+it comes to what was measured: docs/benchmarks/memory.json, held to 10 % by a test.
 """
 
 from collections.abc import Sequence
@@ -40,7 +42,7 @@ from bt_megatron.config.pipeline_schedule import peak_held
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.parallel.layout import StageSlice, sum_by_stage
 
-FORMULA = "bt-memory-v2"
+FORMULA = "bt-memory-v3"
 """Name and version of the estimate."""
 
 
@@ -59,7 +61,7 @@ class MemoryEstimate:
     activations: int
     """What the backward pass needs."""
     logits: int
-    """Logits, softmax and their gradient."""
+    """Logits, which become their gradient."""
 
     @property
     def total(self) -> int:
@@ -87,14 +89,17 @@ def estimate_memory(
     estimates = []
     for rank in range(layout.pp):
         count, own = sum(parameters[rank :: layout.pp]), kept[rank :: layout.pp]
+        logits, working = (max(getattr(s, part) for s in own) for part in ("logits", "working"))
+        if config.memory.token_slices == 1:
+            working = max(0, working - logits)  # a layer is computed again when they are gone
         estimates.append(
             MemoryEstimate(
                 weights=divide(value * count, layout.tp),
                 main_weights=divide(4 * count, shards) if value == 2 else 0,
                 gradients=divide(4 * count, layout.tp),
                 optimizer=divide(8 * count, shards),
-                activations=value * (held[rank] + max(stage.working for stage in own)),
-                logits=value * max(stage.logits for stage in own),
+                activations=value * (held[rank] + working),
+                logits=value * logits,
             )
         )
     return tuple(estimates)

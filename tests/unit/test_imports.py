@@ -19,7 +19,6 @@ ALLOWED = {
     "parallel": {"errors", "config"},
     "faults": {"errors", "config", "parallel"},
     "data": {"errors", "config"},
-    "kernels": {"errors"},
     "model": {"errors", "config", "parallel", "kernels"},
     "observe": {"errors", "config"},
     "checkpoint": {"errors", "config", "data", "model", "observe"},

@@ -7,6 +7,7 @@ from bt_megatron.config.activations import divide, stage_activations
 from bt_megatron.config.stages import resolve_stages
 
 LAYER = (3 + 4 + 8) * 64  # residual stream and norms; qkv and heads; feed-forward
+CAUSAL = LAYER + 2 * 64  # queries and keys turned by rotary
 BLOCKS, POSITIONS, TOKENS = 16, 16 * 5, 64  # of one sequence of 16 blocks of 4, prefix 2
 EXPANSION = BLOCKS * 3 * 64
 EMBEDDER = BLOCKS * (4 * 16 + 64)
@@ -19,7 +20,7 @@ def kept(config):
 
 
 def test_without_saving_everything_is_held(make_run):
-    whole = EMBEDDER + 2 * BLOCKS * LAYER + EXPANSION + 2 * POSITIONS * LAYER + TOKENS * 64
+    whole = EMBEDDER + 2 * BLOCKS * CAUSAL + EXPANSION + 2 * POSITIONS * LAYER + TOKENS * 64
 
     assert kept(make_run(ONE)) == [(whole, 0)]
 
@@ -28,8 +29,8 @@ def test_each_stage_holds_its_own_elements(make_run):
     config = make_run(ONE | {"layout.pp": 4, "layout.pp_cut": "Eb|b|t|tL"})
 
     assert kept(config) == [
-        (EMBEDDER + BLOCKS * LAYER, 0),
-        (BLOCKS * LAYER, 0),
+        (EMBEDDER + BLOCKS * CAUSAL, 0),
+        (BLOCKS * CAUSAL, 0),
         (EXPANSION + POSITIONS * LAYER, 0),
         (POSITIONS * LAYER + TOKENS * 64, 0),
     ]
@@ -41,7 +42,7 @@ def test_recomputed_layers_hold_their_input_and_one_works(make_run):
     )
 
     assert kept(config) == [
-        (EMBEDDER + 2 * BLOCKS * 64, BLOCKS * LAYER),
+        (EMBEDDER + 2 * BLOCKS * 64, BLOCKS * CAUSAL),
         (EXPANSION + 2 * POSITIONS * 64 + TOKENS * 64, POSITIONS * LAYER),
     ]
 
@@ -70,14 +71,14 @@ def test_token_slices_hold_what_enters_the_token_decoder(make_run, slices):
     config = make_run(ONE | {"memory.token_slices": slices})
     tokens = EXPANSION + 2 * POSITIONS * LAYER + TOKENS * 64
 
-    assert kept(config) == [(EMBEDDER + 2 * BLOCKS * LAYER + BLOCKS * 64, tokens // slices)]
+    assert kept(config) == [(EMBEDDER + 2 * BLOCKS * CAUSAL + BLOCKS * 64, tokens // slices)]
 
 
 def test_token_slices_of_later_stages_hold_positions(make_run):
     config = make_run(ONE | {"memory.token_slices": 4, "layout.pp": 3, "layout.pp_cut": "Ebb|t|tL"})
 
     assert kept(config) == [
-        (EMBEDDER + 2 * BLOCKS * LAYER, 0),
+        (EMBEDDER + 2 * BLOCKS * CAUSAL, 0),
         (BLOCKS * 64, (EXPANSION + POSITIONS * LAYER) // 4),
         (POSITIONS * 64, (POSITIONS * LAYER + TOKENS * 64) // 4),
     ]
@@ -115,7 +116,7 @@ def test_vanilla_layers_can_be_recomputed(make_run):
         }
     )
 
-    assert kept(config) == [((1 + 3 + 1) * TOKENS * 64, TOKENS * LAYER)]
+    assert kept(config) == [((1 + 3 + 1) * TOKENS * 64, TOKENS * CAUSAL)]
 
 
 def test_division_rounds_up():

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of the training benchmark, and the memory estimate against what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tests.ranks  # noqa: F401  imports Megatron for machines without CUDA
+from bt_megatron.errors import ConfigError
+from tools.bench_training import GIB, read_case
+
+ROOT = Path(__file__).resolve().parents[3]
+MEASURED = {
+    row["case"]: row["value"]
+    for row in json.loads((ROOT / "docs/benchmarks/memory.json").read_text())["rows"]
+    if row["metric"] == "peak_memory_gib"
+}
+BAND = 0.10
+"""Largest error of the estimate, of what was measured."""
+
+
+def test_a_case_is_a_model_and_settings() -> None:
+    case = read_case("block-420m:batch.micro_batch_size=4,layout.tp=2", world_size=8)
+
+    assert case.name == "train/block-420m/bf16/batch.micro_batch_size=4,layout.tp=2"
+    assert case.config.batch.global_batch_size == 16, "one micro-batch for each of four replicas"
+    assert case.config.model.block_decoder.hidden_size == 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("block-421m", "block-421m: not a model of configs/model. Use one of .*block-420m"),
+        ("block-420m:batch.micro=4", "batch.micro: unknown key"),
+        ("block-420m:layout.tp=3", "layout.tp .3. does not divide"),
+        ("block-420m:batch", "expected key=value"),
+    ],
+)
+def test_a_wrong_case_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_case(text, world_size=3)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_estimate_of_memory_is_near_what_was_measured(name: str) -> None:
+    _, model, _, *settings = name.split("/", 3)
+    case = read_case(":".join((model, *settings)), world_size=1)
+
+    (process,) = case.plan.processes
+
+    assert process.memory.total / GIB == pytest.approx(MEASURED[name], rel=BAND)
