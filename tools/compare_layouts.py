@@ -27,6 +27,7 @@ from tools.job_runner import Crew, Job, run_jobs
 from tools.layout_cases import LayoutCase, layout_cases, small_model, small_run
 from tools.layout_table import (
     PRECISIONS,
+    Precision,
     Limits,
     Result,
     heading,
@@ -48,7 +49,7 @@ class Comparison:
     """On one process."""
     cases: list[LayoutCase]
     """The same in layouts."""
-    precisions: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     on_cpu: bool
     folder: Path
     """For results on their way from process to process."""
@@ -92,7 +93,7 @@ def run_one_process(comparison: Comparison) -> dict[str, dict[str, Any]]:
     return values
 
 
-def run_layouts(comparison: Comparison, precision: str, limits: Limits) -> Iterator[Result]:
+def run_layouts(comparison: Comparison, precision: Precision, limits: Limits) -> Iterator[Result]:
     """Yield the result of each layout, those of the same processes one after another."""
     for processes in sorted({case.processes for case in comparison.cases}):
         cases = [case for case in comparison.cases if case.processes == processes]
@@ -139,11 +140,13 @@ def compare(comparison: Comparison) -> list[Result]:
     return results
 
 
-def _in(config: RunConfig, precision: str) -> RunConfig:
+def _in(config: RunConfig, precision: Precision) -> RunConfig:
     return replace(config, train=replace(config.train, precision=precision))
 
 
-def choose_cases(run: RunConfig, processes: Sequence[int], names: Sequence[str]) -> list[LayoutCase]:
+def choose_cases(
+    run: RunConfig, processes: Sequence[int], names: Sequence[str]
+) -> list[LayoutCase]:
     """Return the layouts that work, of all or of those named, and say which are refused.
 
     Raises:

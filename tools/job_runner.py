@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ PATIENCE_S = 300.0
 STOP_S = 40.0
 """torchrun ends its processes by itself within 30 s of a SIGTERM."""
 POLL_S = 0.05
-TIME_IS_UP = "the time was up"
+TIME_IS_UP = "not measured: the time was up"
 
 Command = Callable[[int, Path], list[str]]
 """From a number of processes and the folder of their jobs to what starts them."""
@@ -55,11 +55,6 @@ class Outcome:
     """What rank 0 returned."""
     error: str | None = None
     """Why there is no value, in one line."""
-
-    @property
-    def is_skipped(self) -> bool:
-        """Whether it is the clock that is to blame."""
-        return self.error == TIME_IS_UP
 
 
 def worker_command(processes: int, folder: Path) -> list[str]:
@@ -94,7 +89,7 @@ class Crew:
         return time.monotonic() >= self.deadline
 
 
-def run_jobs(jobs: Sequence[Job], crew: Crew) -> Iterator[Outcome]:
+def run_jobs(jobs: Sequence[Job], crew: Crew) -> Generator[Outcome]:
     """Yield what each job came to, in their order, as soon as it is known.
 
     Processes are stopped when the generator ends or is closed, also by an exception.
@@ -111,7 +106,7 @@ def run_jobs(jobs: Sequence[Job], crew: Crew) -> Iterator[Outcome]:
         yield Outcome(name=job.name, error=TIME_IS_UP)
 
 
-def _attempt(jobs: Sequence[Job], crew: Crew) -> Iterator[Outcome]:
+def _attempt(jobs: Sequence[Job], crew: Crew) -> Generator[Outcome]:
     """Start processes; yield outcomes until one is an error, or all jobs are done."""
     folder = Path(tempfile.mkdtemp(dir=crew.folder))
     (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))

@@ -7,12 +7,13 @@ Nothing here imports torch.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tools.benchmark_file import Row
 from tools.layout_cases import LayoutCase
 
-PRECISIONS = ("fp32", "bf16")
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 LOSS_UNITS = {"fp32": "relative", "bf16": "nats"}
 BF16_LOSS = 0.02
 """In nats."""
