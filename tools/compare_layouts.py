@@ -27,8 +27,8 @@ from tools.job_runner import Crew, Job, run_jobs
 from tools.layout_cases import LayoutCase, layout_cases, small_model, small_run
 from tools.layout_table import (
     PRECISIONS,
-    Precision,
     Limits,
+    Precision,
     Result,
     heading,
     limits_of,
@@ -198,23 +198,27 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--processes {max(processes)}: there are {gpus} GPUs. Use at most {gpus}, or --cpu."
         )
-    name = arguments.model if arguments.model in SMALL_MODELS else Path(arguments.model).stem
-    model = choose_model(arguments.model, processes=max(processes))
-    run = small_run(model, processes, steps=arguments.steps)
-    with tempfile.TemporaryDirectory(prefix="layouts-") as folder:
-        comparison = Comparison(
-            run=run,
-            cases=choose_cases(run, processes, arguments.layouts),
-            precisions=tuple(arguments.precisions or (PRECISIONS if gpus else PRECISIONS[:1])),
-            on_cpu=not gpus,
-            folder=Path(folder),
-        )
-        _say(describe(comparison, name))
-        results = compare(comparison)
+    results, rows = [], []
+    for name in arguments.model:
+        model = choose_model(name, processes=max(processes))
+        run = small_run(model, processes, steps=arguments.steps)
+        title = name if name in SMALL_MODELS else Path(name).stem
+        with tempfile.TemporaryDirectory(prefix="layouts-") as folder:
+            comparison = Comparison(
+                run=run,
+                cases=choose_cases(run, processes, arguments.layouts),
+                precisions=tuple(arguments.precisions or (PRECISIONS if gpus else PRECISIONS[:1])),
+                on_cpu=not gpus,
+                folder=Path(folder),
+            )
+            _say(*describe(comparison, title))
+            found = compare(comparison)
+        detail = {"model": describe_model(run.model, title), "steps": run.train.steps}
+        rows += rows_of(found, model=title, detail=detail)
+        results += found
     _say("", summary(results))
     if arguments.benchmark is not None:
-        detail = {"model": describe_model(run.model, name), "steps": run.train.steps}
-        write_benchmark(arguments.benchmark, rows_of(results, model=name, detail=detail))
+        write_benchmark(arguments.benchmark, rows)
     return 0 if all(result.is_good for result in results) else 1
 
 
@@ -223,16 +227,17 @@ def describe_model(model: ModelConfig, name: str) -> str:
     return f"{name}, {count_parameters(model).total:,} parameters"
 
 
-def describe(comparison: Comparison, name: str) -> str:
-    """Return the line that says what is run."""
+def describe(comparison: Comparison, name: str) -> list[str]:
+    """Return the lines that say what is run."""
     run = comparison.run
     numbers = sorted({case.processes for case in comparison.cases})
     where = "CPU processes" if comparison.on_cpu else "GPUs"
-    return (
+    return [
+        "",
         f"{describe_model(run.model, name)}; {run.train.steps} steps of "
         f"{run.batch.global_batch_size} sequences of {run.data.seq_length} tokens; "
-        f"{len(comparison.cases)} layouts of {_numbers(numbers)} {where}"
-    )
+        f"{len(comparison.cases)} layouts of {_numbers(numbers)} {where}",
+    ]
 
 
 def count_gpus() -> int:
@@ -280,9 +285,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cpu", action="store_true", help="gloo on CPU, also where GPUs are")
     parser.add_argument(
         "--model",
-        default="block",
-        metavar="NAME",
-        help="block, vanilla (both small), or a file such as configs/model/block-170m.yaml",
+        type=lambda text: text.split(","),
+        default=["block"],
+        metavar="NAME[,NAME]",
+        help="block (default), vanilla, both small, or files such as configs/model/block-33m.yaml",
     )
     parser.add_argument(
         "--layouts",

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from bt_megatron.config.geometry import is_t5, layer_letters
 from bt_megatron.config.rules import LAYOUT, check
@@ -76,15 +77,31 @@ def small_model(architecture: str, *, processes: int) -> ModelConfig:
             eight heads.
     """
     heads = 4 if processes <= 4 else 8
-    layers = {"hidden_size": HEAD * heads, "num_attention_heads": heads}
-    if architecture == "vanilla":
-        decoder = DecoderConfig(num_layers=2 * LAYERS, **layers)
-        return ModelConfig(architecture="vanilla", vocab_size=VOCABULARY, decoder=decoder)
+    if architecture == "block":
+        return block_model(width=HEAD * heads, heads=heads)
+    decoder = DecoderConfig(
+        num_layers=2 * LAYERS, hidden_size=HEAD * heads, num_attention_heads=heads
+    )
+    return ModelConfig(architecture="vanilla", vocab_size=VOCABULARY, decoder=decoder)
+
+
+def block_model(*, width: int, heads: int) -> ModelConfig:
+    """Return a block model of eight pieces.
+
+    Args:
+        width: of both decoders.
+        heads: of their attention.
+    """
+    layers: dict[str, Any] = {
+        "num_layers": LAYERS,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+    }
     return ModelConfig(
         vocab_size=VOCABULARY,
-        embedder=EmbedderConfig(hidden_size=HEAD * heads // 4),
-        block_decoder=DecoderConfig(num_layers=LAYERS, **layers),
-        token_decoder=TokenDecoderConfig(num_layers=LAYERS, **layers),
+        embedder=EmbedderConfig(hidden_size=width // 4),
+        block_decoder=DecoderConfig(**layers),
+        token_decoder=TokenDecoderConfig(**layers),
     )
 
 
@@ -190,7 +207,9 @@ def _layouts(model: ModelConfig, processes: int) -> Iterator[tuple[LayoutConfig,
 def _factorisations(processes: int) -> list[tuple[int, int, int]]:
     """Return all (tp, cp, pp) whose product divides the number of processes."""
     sizes = [size for size in range(1, processes + 1) if processes % size == 0]
-    return [s for s in product(sizes, repeat=3) if processes % math.prod(s) == 0]
+    return [
+        (tp, cp, pp) for tp, cp, pp in product(sizes, repeat=3) if processes % (tp * cp * pp) == 0
+    ]
 
 
 def _kinds(sizes: tuple[int, int, int]) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ def measure_one_process(arguments: dict[str, Any]) -> dict[str, Any]:
     Comm: none but within groups of one.
     """
     config = from_mapping(RunConfig, arguments["config"], "job")
-    run = run_layout(config, steps=arguments["steps"])
+    run = _run(config, steps=arguments["steps"])
     gradients = whole_gradients([run])
     Path(arguments["save"]).write_bytes(pickle.dumps((run, gradients)))
     difference = None
@@ -73,7 +73,7 @@ def measure_layout(arguments: dict[str, Any]) -> dict[str, Any] | None:
     Comm: trains; must be called by all ranks.
     """
     config = from_mapping(RunConfig, arguments["config"], "job")
-    run = run_layout(config, steps=arguments["steps"])
+    run = _run(config, steps=arguments["steps"])
     layers = _layers(config)
     files = [Path(arguments["folder"]) / f"{rank}.run" for rank in range(dist.get_world_size())]
     files[dist.get_rank()].write_bytes(pickle.dumps(run))
@@ -85,6 +85,11 @@ def measure_layout(arguments: dict[str, Any]) -> dict[str, Any] | None:
         file.unlink()
     difference = compare(runs, whole_gradients(runs), *_load(arguments["expected"]))
     return {"layers": layers, "difference": asdict(difference)}
+
+
+def _run(config: RunConfig, *, steps: int) -> LayoutRun:
+    torch.backends.cuda.matmul.allow_tf32 = False  # a variable of the environment may allow it
+    return run_layout(config, steps=steps)
 
 
 def compare(

@@ -12,15 +12,8 @@ from pathlib import Path
 
 from bt_megatron.config.load import load_run
 from bt_megatron.config.plan import Plan, make_plan
-from bt_megatron.config.schema import (
-    DecoderConfig,
-    EmbedderConfig,
-    LayoutConfig,
-    ModelConfig,
-    RunConfig,
-    TokenDecoderConfig,
-)
-from tools.layout_cases import layout_name
+from bt_megatron.config.schema import LayoutConfig, RunConfig
+from tools.layout_cases import block_model, layout_name
 
 RUNS = Path(__file__).resolve().parents[1] / "configs" / "run"
 SMALL, LARGE = "block-420m", "block-1.2b"
@@ -145,17 +138,10 @@ def _paper_run(model: str) -> RunConfig:
 
 def _tiny_run(model: str) -> RunConfig:
     """Return the run of a model of eight heads and eight pieces, which all layouts can cut."""
-    layers = {"num_layers": 3, "num_attention_heads": 8}
-    width = 64 if model == SMALL else 128
     run = load_run([RUNS / f"{model}.yaml"], ["train.precision=fp32"]).config
     return replace(
         run,
-        model=ModelConfig(
-            vocab_size=512,
-            embedder=EmbedderConfig(hidden_size=width // 4),
-            block_decoder=DecoderConfig(hidden_size=width, **layers),
-            token_decoder=TokenDecoderConfig(hidden_size=width, **layers),
-        ),
+        model=block_model(width=64 if model == SMALL else 128, heads=8),
         data=replace(run.data, seq_length=64),
         batch=replace(run.batch, global_batch_size=16, micro_batch_size=1),
     )
