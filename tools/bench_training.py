@@ -9,11 +9,8 @@ attention, without recomputation.
 """
 
 import argparse
-import gc
-import itertools
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +30,17 @@ from bt_megatron.config.schema import (
 )
 from bt_megatron.config.source import Section, Value, parse_setting
 from bt_megatron.errors import BtError, ConfigError
-from bt_megatron.observe.flops_peak import peak_bf16_flops_per_s
 from bt_megatron.parallel.groups import start_processes, stop_processes
-from bt_megatron.training.step import TrainingStep
 from tools.benchmark_file import Row, write_benchmark
 from tools.layout_run import own_batches, training_step
+from tools.training_speed import (
+    Memory,
+    forget_memory,
+    peak_memory,
+    ready_batches,
+    timed_step,
+    utilisation,
+)
 
 GIB = 2**30
 MODELS = Path(__file__).resolve().parents[1] / "configs" / "model"
@@ -57,10 +60,8 @@ class Measured:
     """What a case gave."""
 
     step_s: list[float]
-    allocated: int
-    """Bytes: the most that torch's tensors took on one device."""
-    reserved: int
-    """Bytes: the most that torch's allocator held."""
+    memory: Memory | None
+    """None without a GPU."""
     loss: float
 
 
@@ -109,23 +110,6 @@ def _put(mapping: dict[str, Any], setting: str) -> None:
         node = entry
 
 
-def _release(step: TrainingStep) -> None:
-    """Give a model's memory back: hooks of gradients keep it in a circle that is never freed."""
-    for chunk in step.chunks:
-        for buffer in chunk.buffers:
-            for data in (buffer.grad_data, buffer.param_data):
-                if data is not None:
-                    data.untyped_storage().resize_(0)
-        for param in chunk.parameters():
-            param.data = torch.empty(0)
-            param.main_grad = None
-    for optimizer in step.optimizer.chained_optimizers:
-        optimizer.optimizer.state.clear()
-        for group in optimizer.optimizer.param_groups:
-            for param in group["params"]:
-                param.data, param.grad = torch.empty(0), None
-
-
 def measure(case: Case, *, steps: int, warm_up: int) -> Measured:
     """Take steps of a case.
 
@@ -136,23 +120,14 @@ def measure(case: Case, *, steps: int, warm_up: int) -> Measured:
 
     Comm: those of training; a maximum over all ranks; must be called by all ranks.
     """
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    times, loss = [], float("nan")
+    forget_memory()
     with training_step(case.config) as step:
-        batches = [[b.pin_memory() for b in own_batches(case.config, step=i)] for i in range(2)]
-        for number, batch in zip(range(warm_up + steps), itertools.cycle(batches), strict=False):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            loss = step.train(batch, step=number, lr=1e-4).totals.loss
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        _release(step)
-    most = torch.tensor([torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()])
-    most = most.cuda()
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return Measured(times[warm_up:], int(most[0]), int(most[1]), loss)
+        batches = [ready_batches(case.config, step=number) for number in range(2)]
+        timed = [
+            timed_step(step, batches[number % 2], number=number)
+            for number in range(warm_up + steps)
+        ]
+    return Measured([one.seconds for one in timed[warm_up:]], peak_memory(), timed[-1].loss)
 
 
 def profile(case: Case) -> str:
@@ -164,13 +139,11 @@ def profile(case: Case) -> str:
     with training_step(case.config) as step:
         batch = own_batches(case.config, step=0)
         for number in range(3):
-            step.train(batch, step=number, lr=1e-4)
-        torch.cuda.synchronize()
+            timed_step(step, batch, number=number)
         with torch.profiler.profile(activities=activities) as recorded:
             for number in range(2):
-                step.train(batch, step=number, lr=1e-4)
+                timed_step(step, batch, number=number)
             torch.cuda.synchronize()
-        _release(step)
     averages = recorded.key_averages()
     return str(averages.table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=70))
 
@@ -187,26 +160,24 @@ def rows_of(case: Case, measured: Measured) -> list[Row]:
         "step_ms": [round(1000 * second, 2) for second in sorted(measured.step_s)],
         "loss": measured.loss,
     }
-    rows = [
+    values = {"tokens_per_s": (tokens_per_s, "tokens/s")}
+    if measured.memory is not None:
+        values["peak_memory_gib"] = (measured.memory.allocated / GIB, "GiB")
+        values["reserved_memory_gib"] = (measured.memory.reserved / GIB, "GiB")
+        values["estimated_memory_gib"] = (fullest / GIB, "GiB")
+        mfu = utilisation(case.plan, tokens_per_s, device=torch.cuda.get_device_name())
+        if mfu is not None:
+            values["mfu"] = (mfu, "of bf16 peak")
+    return [
         Row(
             case=case.name,
-            metric="tokens_per_s",
-            value=tokens_per_s,
-            unit="tokens/s",
-            detail=detail,
-        ),
-        Row(case=case.name, metric="peak_memory_gib", value=measured.allocated / GIB, unit="GiB"),
-        Row(
-            case=case.name, metric="reserved_memory_gib", value=measured.reserved / GIB, unit="GiB"
-        ),
-        Row(case=case.name, metric="estimated_memory_gib", value=fullest / GIB, unit="GiB"),
+            metric=metric,
+            value=value,
+            unit=unit,
+            detail=detail if metric == "tokens_per_s" else {},
+        )
+        for metric, (value, unit) in values.items()
     ]
-    peak = peak_bf16_flops_per_s(torch.cuda.get_device_name())
-    if peak is not None:
-        flops_per_s = tokens_per_s * case.plan.flops.training_per_token
-        mfu = flops_per_s / (peak * case.plan.world_size)
-        rows.append(Row(case=case.name, metric="mfu", value=mfu, unit="of bf16 peak"))
-    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -238,14 +209,19 @@ def _measure_all(arguments: argparse.Namespace) -> list[Row]:
         rows += found
         values = {row.metric: row.value for row in found}
         if values:
-            _say(
-                f"{case.name:<60} {values['tokens_per_s']:>12,.0f} tokens/s  "
-                f"mfu {values.get('mfu', float('nan')):6.1%}  "
-                f"{values['peak_memory_gib']:6.2f} GiB (estimate "
-                f"{values['estimated_memory_gib']:.2f}, reserved "
-                f"{values['reserved_memory_gib']:.2f})"
-            )
+            _say(_line(case.name, values))
     return rows
+
+
+def _line(name: str, values: dict[str, float]) -> str:
+    mfu = f"{values['mfu']:6.1%}" if "mfu" in values else "   n/a"
+    memory = "memory n/a"
+    if "peak_memory_gib" in values:
+        memory = (
+            f"{values['peak_memory_gib']:6.2f} GiB (estimate "
+            f"{values['estimated_memory_gib']:.2f}, reserved {values['reserved_memory_gib']:.2f})"
+        )
+    return f"{name:<60} {values['tokens_per_s']:>12,.0f} tokens/s  mfu {mfu}  {memory}"
 
 
 def _say(line: str) -> None:

@@ -62,6 +62,8 @@ def run_layout(config: RunConfig, *, steps: int) -> LayoutRun:
 def training_step(config: RunConfig) -> Iterator[TrainingStep]:
     """Build Megatron's groups and this process's part of a model with random weights.
 
+    Afterwards the step cannot be used any more: its memory is given back.
+
     Comm: creates groups; must be called by all ranks.
     """
     layers = choose_layers(config.kernels, precision=config.train.precision)
@@ -71,9 +73,28 @@ def training_step(config: RunConfig) -> Iterator[TrainingStep]:
         chunks = build_chunks(config, stages, layers=layers.library)
         for chunk in chunks:
             initialize_weights(unwrap(chunk), config.model, seed=config.train.seed)
-        yield TrainingStep(config, stages, chunks, build_optimizer(config, chunks))
+        step = TrainingStep(config, stages, chunks, build_optimizer(config, chunks))
+        yield step
+        _release(step)
     finally:
         parallel_state.destroy_model_parallel()
+
+
+def _release(step: TrainingStep) -> None:
+    """Give a model's memory back: hooks of gradients keep it in a circle that is never freed."""
+    for chunk in step.chunks:
+        for buffer in chunk.buffers:
+            for data in (buffer.grad_data, buffer.param_data):
+                if data is not None:
+                    data.untyped_storage().resize_(0)
+        for param in chunk.parameters():
+            param.data = torch.empty(0)
+            param.main_grad = None
+    for optimizer in step.optimizer.chained_optimizers:
+        optimizer.optimizer.state.clear()
+        for group in optimizer.optimizer.param_groups:
+            for param in group["params"]:
+                param.data, param.grad = torch.empty(0), None
 
 
 def take_steps(step: TrainingStep, config: RunConfig, numbers: Iterable[int]) -> list[StepResult]:

@@ -13,10 +13,14 @@ from bt_megatron.parallel import cpu_backend, fused_adam, report_queue
 TIMEOUT = timedelta(minutes=30)
 
 
-def start_processes() -> None:
+def start_processes(store: dist.Store | None = None) -> None:
     """Join the process group named by torchrun's variables, or start a group of one.
 
     gloo on CPU, NCCL where CUDA exists; one process per GPU (LOCAL_RANK).
+
+    Args:
+        store: where the ranks meet; none: where torchrun says. A group that was destroyed can
+            only be followed by another if that has a store of its own.
 
     Comm: a rendezvous of all ranks; must be called by all.
     """
@@ -28,7 +32,10 @@ def start_processes() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" in os.environ:
+    if store is not None:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    elif "RANK" in os.environ:
         dist.init_process_group(backend, timeout=TIMEOUT)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
