@@ -2,6 +2,7 @@
 """A plan as the few lines that are printed before a run starts."""
 
 from bt_megatron.config import flops
+from bt_megatron.config.devices import Fit
 from bt_megatron.config.memory import MemoryEstimate
 from bt_megatron.config.plan import Plan
 from bt_megatron.config.schema import ModelConfig, RunConfig
@@ -35,6 +36,26 @@ def plan_lines(plan: Plan, config: RunConfig) -> list[str]:
         "data": config.data.path,
     }
     return [f"{topic:<11}{facts}" for topic, facts in topics.items()]
+
+
+def device_line(fit: Fit, config: RunConfig) -> str:
+    """Write whether a run fits a device, and what would."""
+    needed = f"about {fit.needed_gib:.1f} of {fit.device.memory_gib:.1f} GiB"
+    verdict = "fits" if fit.fits else "does not fit"
+    facts = f"{fit.device.name}: {verdict}, {needed} with what is outside of torch"
+    if fit.largest_micro_batch is None:
+        facts += (
+            f"; not even one sequence does ({fit.largest_gib:.1f} GiB): use memory.recompute=full, "
+            "memory.token_slices, or a larger layout.tp or layout.pp"
+        )
+    elif fit.largest_micro_batch == config.batch.micro_batch_size:
+        facts += "; a larger micro-batch does not"
+    else:
+        facts += (
+            f"; largest that does: batch.micro_batch_size={fit.largest_micro_batch} "
+            f"({fit.largest_gib:.1f} GiB)"
+        )
+    return f"{'device':<11}{facts} (an estimate)"
 
 
 def _short(number: float, units: str = "TGMk") -> str:

@@ -5,11 +5,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from bt_megatron.config.arguments import add_run_arguments
-from bt_megatron.config.banner import plan_lines
+from bt_megatron.config.banner import device_line, plan_lines
 from bt_megatron.config.comm import step_communication
 from bt_megatron.config.comm_table import communication_lines, communication_mapping
+from bt_megatron.config.devices import DEVICES, fit
 from bt_megatron.config.load import load_run
 from bt_megatron.config.plan import make_plan, plan_mapping
 from bt_megatron.config.show import resolved_yaml
@@ -41,12 +43,19 @@ def _answer(arguments: argparse.Namespace) -> str:
     world_size = arguments.world_size or max(1, loaded.config.layout.replica_size)
     plan = make_plan(loaded.config, world_size)
     sent = step_communication(loaded.config, world_size) if arguments.comm else None
+    fits = None
+    if arguments.device is not None:
+        fits = fit(loaded.config, device=arguments.device, dp=plan.dp)
     if arguments.json:
         mapping = plan_mapping(plan)
+        if fits is not None:
+            mapping["device"] = {**asdict(fits), "fits": fits.fits}
         if sent is not None:
             mapping["communication"] = communication_mapping(sent)
         return json.dumps(mapping, indent=2)
     lines = plan_lines(plan, loaded.config)
+    if fits is not None:
+        lines.append(device_line(fits, loaded.config))
     if sent is not None:
         lines += communication_lines(sent, loaded.config)
     if arguments.resolved:
@@ -65,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         metavar="N",
         help="number of processes (default: one replica, tp x cp x pp)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=sorted(DEVICES),
+        help="say whether a process fits, and the largest micro-batch that does",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument(

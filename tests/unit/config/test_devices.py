@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a run fits a device: margins, divisors, and what is said."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bt_megatron.config.banner import device_line
+from bt_megatron.config.devices import DEVICES, LARGEST_MISS, OUTSIDE_GIB, fit, needed_gib
+from bt_megatron.config.memory import estimate_memory
+from bt_megatron.config.plan_command import main_plan
+from bt_megatron.config.stages import resolve_stages
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_margin_covers_every_measurement(load_published):
+    rows = json.loads((ROOT / "docs/benchmarks/memory.json").read_text())["rows"]
+    (measured,) = (
+        row["value"]
+        for row in rows
+        if row["metric"] == "peak_memory_gib"
+        and row["case"] == "train/block-420m/bf16/batch.micro_batch_size=16"
+    )
+    config = load_published("block-420m", micro_batch_size=16)
+
+    assert measured <= needed_gib(config, dp=1) - OUTSIDE_GIB <= measured * (1 + LARGEST_MISS)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_largest_fits_and_the_next_one_does_not(load_published, device):
+    config = load_published("block-420m", micro_batch_size=4)
+    found = fit(config, device=device, dp=1)
+    sizes = [size for size in range(1, 257) if config.batch.global_batch_size % size == 0]
+    next_size = min(size for size in sizes if size > found.largest_micro_batch)
+
+    largest, more = (
+        needed_gib(load_published("block-420m", micro_batch_size=size), dp=1)
+        for size in (found.largest_micro_batch, next_size)
+    )
+    assert largest == found.largest_gib <= DEVICES[device].memory_gib < more
+
+
+def test_the_fullest_process_counts(make_run):
+    config = make_run({"layout.pp": 2, "layout.pp_cut": "Ebb|ttL"})
+    count = config.batch.global_batch_size // config.batch.micro_batch_size
+    estimates = estimate_memory(config, resolve_stages(config), dp=1, micro_batches=count)
+    first, last = (estimate.total for estimate in estimates)
+
+    assert first != last
+    needed = max(first, last) / 2**30 * (1 + LARGEST_MISS) + OUTSIDE_GIB
+    assert needed_gib(config, dp=1) == pytest.approx(needed, rel=1e-9)
+
+
+def test_virtual_stages_keep_whole_groups(make_run):
+    changes = {"layout.pp": 2, "layout.vpp": 2, "batch.micro_batch_size": 1}
+    config = make_run(changes | {"batch.global_batch_size": 12})
+
+    assert fit(config, device="h100-80gb", dp=1).largest_micro_batch == 6, "12 would be one group"
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "device", "said"),
+    [
+        (4, "h100-80gb", "H100 80GB: fits, about .* largest that does: batch.micro_batch_size=32 "),
+        (128, "a100-40gb", "A100 40GB: does not fit, about .* largest that does: "),
+        (32, "h100-80gb", "a larger micro-batch does not"),
+    ],
+)
+def test_what_is_said(load_published, micro_batch, device, said):
+    config = load_published("block-420m", micro_batch_size=micro_batch)
+    line = device_line(fit(config, device=device, dp=1), config)
+
+    assert re.search(said, line), line
+
+
+def test_where_nothing_fits_it_is_said_what_to_use(load_published):
+    config = load_published("block-1.2b", micro_batch_size=1)
+    config = replace(config, data=replace(config.data, seq_length=131_072))
+    found = fit(config, device="a100-40gb", dp=1)
+
+    assert (found.fits, found.largest_micro_batch) == (False, None)
+    line = device_line(found, config)
+    assert re.search(r"does not fit, .* not even one sequence does .*memory.recompute=full", line)
+
+
+def test_plan_says_it(capsys):
+    files = [str(ROOT / "configs/run/block-420m.yaml"), "--device", "h100-80gb"]
+    assert main_plan(files) == 0
+    assert "H100 80GB: fits" in capsys.readouterr().out
+    assert main_plan([*files, "--json"]) == 0
+    device = json.loads(capsys.readouterr().out)["device"]
+    assert device["fits"]
+    assert device["largest_micro_batch"] >= 1
