@@ -25,7 +25,7 @@ class Case:
     head_dim: int
     heads: int = 2
     groups: int = 2
-    blocks: int = 7
+    blocks: int = 5
     batch: int = 1
     rotary: float = 0.25
     """Part of each head that is rotated."""

@@ -29,6 +29,13 @@ from bt_megatron.kernels.token_attention_tiling import (
 )
 from bt_megatron.kernels.token_attention_unrolled import unrolled_backward, unrolled_forward
 
+LAUNCH_OPTIONS: dict[str, dict[str, int]] = {
+    "unrolled": {},
+    # num_stages: loops over the heads of a group are too short to load ahead.
+    # maxnreg: unasked, ptxas gives up on some of them and spills everything but 32 registers.
+    "tiled": {"num_stages": 1, "maxnreg": 255},
+}
+"""How Triton compiles each kind of kernel."""
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -212,12 +219,13 @@ def _launch(
     columns = qkv.shape[0] // shape.positions * qkv.shape[1]
     sequences = columns * shape.groups
     unrolled, tiled = kernels
+    options = {"num_warps": tiling.warps, **LAUNCH_OPTIONS[tiling.kind]}
     with torch.cuda.device_of(qkv):  # Triton launches on the current device
         if tiling.kind == "unrolled":
             grid = (-(-sequences // tiling.rows),)
             compiled = replace(shape, rows=tiling.rows)
-            unrolled[grid](*tensors, columns, compiled, num_warps=tiling.warps)
+            unrolled[grid](*tensors, columns, compiled, **options)
         else:
             grid = (-(-sequences // (tiling.rows // shape.positions)),)
             compiled = replace(shape, rows=tiling.rows, positions=0)
-            tiled[grid](*tensors, columns, shape.positions, compiled, num_warps=tiling.warps)
+            tiled[grid](*tensors, columns, shape.positions, compiled, **options)

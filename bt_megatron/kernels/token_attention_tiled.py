@@ -130,12 +130,16 @@ def _softmax(
     visible: tl.tensor,
     shape: tl.constexpr,
 ) -> Any:
-    """Return the weights [rows, rows]; where no key is visible, all keys of the sequence."""
+    """Return the weights [rows, rows], and which rows see a key at all [rows].
+
+    The weights of a row that sees none are those of an average over all keys of its sequence.
+    """
     factor: tl.constexpr = shape.scale * LOG2E
     hidden = tl.where(same, LOWEST, float("-inf"))
     scores = tl.where(visible, _product(query, key) * factor, hidden)
-    powers = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
-    return powers * (1.0 / tl.sum(powers, axis=1))[:, None]
+    top = tl.max(scores, axis=1)
+    powers = tl.exp2(scores - top[:, None])
+    return powers * (1.0 / tl.sum(powers, axis=1))[:, None], top > LOWEST
 
 
 @triton.jit
@@ -191,9 +195,14 @@ def tiled_forward(
     key = _turn(key, angles, False)
     value = _load(queries + (repeats + 1) * head_dim, valid, shape, 0)
     for head in range(repeats):
+        if qkv.dtype.element_ty == tl.float32:
+            # Loaded anew for each head: held in shared memory they would not fit at d = 128.
+            key = _load(queries + repeats * head_dim, valid, shape, shape.rotated)
+            key = _turn(key, angles, False)
+            value = _load(queries + (repeats + 1) * head_dim, valid, shape, 0)
         query = _load(queries + head * head_dim, valid, shape, shape.rotated)
         query = _turn(query, angles, False)
-        weights = _softmax(query, key, same, visible, shape)
+        weights, _ = _softmax(query, key, same, visible, shape)
         _store(outs + head * head_dim, _mix(weights, value), valid, shape, 0)
 
 
@@ -228,29 +237,39 @@ def tiled_backward(
     at = row * (shape.groups * group_width) + group * group_width
     out_at = row * (shape.heads * head_dim) + group * (repeats * head_dim)
 
-    angles = _angles(rotary, position, positions, shape)
     seen = _seen_keys(mask, position, column, columns, valid)
     same, visible = _visible(local, position, seen, shape)
-    key = _load(qkv + at + repeats * head_dim, valid, shape, shape.rotated)
-    key = _turn(key, angles, False)
-    value = _load(qkv + at + (repeats + 1) * head_dim, valid, shape, 0)
     rows: tl.constexpr = shape.rows
     zero = tl.zeros([rows, _lanes_of(shape)], tl.float32)
     key_a, key_b, value_a, value_b = zero, zero, zero, zero  # gradients
+    key_at = at + repeats * head_dim
+    angles = _angles(rotary, position, positions, shape)
+    key = _turn(_load(qkv + key_at, valid, shape, shape.rotated), angles, False)
+    value = _load(qkv + key_at + head_dim, valid, shape, 0)
     for head in range(repeats):
+        if qkv.dtype.element_ty == tl.float32:
+            # As in the forward pass.
+            key = _turn(_load(qkv + key_at, valid, shape, shape.rotated), angles, False)
+            value = _load(qkv + key_at + head_dim, valid, shape, 0)
         query = _load(qkv + at + head * head_dim, valid, shape, shape.rotated)
         query = _turn(query, angles, False)
         change = _load(out_grad + out_at + head * head_dim, valid, shape, 0)
-        weights = _softmax(query, key, same, visible, shape)
+        weights, sees = _softmax(query, key, same, visible, shape)
         a, b = _mix(tl.trans(weights), change)
-        value_a, value_b = value_a + a, value_b + b
+        if repeats == 1:
+            _store(qkv_grad + key_at + head_dim, (a, b), valid, shape, 0)
+        else:
+            value_a, value_b = value_a + a, value_b + b
         slopes = _product(change, value)
         slopes = weights * (slopes - tl.sum(weights * slopes, axis=1)[:, None])
-        slopes = tl.where(visible, slopes * shape.scale, 0.0)
+        slopes = slopes * tl.where(sees, shape.scale, 0.0)[:, None]
+        back = _angles(rotary, position, positions, shape)  # again: they need not be held
+        query_grad = _turn(_mix(slopes, key), back, True)
+        _store(qkv_grad + at + head * head_dim, query_grad, valid, shape, shape.rotated)
         a, b = _mix(tl.trans(slopes), query)
         key_a, key_b = key_a + a, key_b + b
-        query_grad = _turn(_mix(slopes, key), angles, True)
-        _store(qkv_grad + at + head * head_dim, query_grad, valid, shape, shape.rotated)
+    angles = _angles(rotary, position, positions, shape)
     key_grad = _turn((key_a, key_b), angles, True)
-    _store(qkv_grad + at + repeats * head_dim, key_grad, valid, shape, shape.rotated)
-    _store(qkv_grad + at + (repeats + 1) * head_dim, (value_a, value_b), valid, shape, 0)
+    _store(qkv_grad + key_at, key_grad, valid, shape, shape.rotated)
+    if repeats > 1:
+        _store(qkv_grad + key_at + head_dim, (value_a, value_b), valid, shape, 0)

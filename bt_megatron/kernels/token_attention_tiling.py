@@ -56,8 +56,9 @@ def choose_tiling(positions: int, head_dim: int, *, backward: bool) -> Tiling:
     if measured is not None:
         return measured
     if positions <= UNROLLED_POSITIONS:
+        # 4 lanes are loads of 8 bytes in bf16; with more values in registers, 2.
         return unrolled(head_dim, lanes=2 if backward or positions > 5 else 4, warps=4)
-    return Tiling("tiled", 32 if positions <= 16 and not backward else 64, 4)
+    return Tiling("tiled", 64, 8 if backward and head_dim == 128 else 4)
 
 
 def unrolled(head_dim: int, *, lanes: int, warps: int) -> Tiling:

@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 import tests.ranks  # noqa: F401  imports Megatron for machines without CUDA
 from bt_megatron.errors import ConfigError
 from bt_megatron.kernels import token_attention as token_attention_module
-from bt_megatron.kernels.token_attention import token_attention
+from bt_megatron.kernels.token_attention import LAUNCH_OPTIONS, token_attention
 from bt_megatron.kernels.token_attention_tiling import KernelShape, choose_tiling
 from bt_megatron.model.attention import FoldedAttention
 from bt_megatron.model.rotary import rotary_angles
@@ -109,42 +109,62 @@ def test_what_does_not_fit_together_is_refused() -> None:
         token_attention(inputs.qkv, rotary=inputs.rotary[:, :4], **arguments)
 
 
+SHARED_BYTES = 163 * 1024
+"""Shared memory that a program may have on an A100."""
+
+
 @pytest.mark.parametrize("capability", [80, 90], ids=["A100", "H100"])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("positions", [5, 40], ids="q{}".format)
-def test_kernels_of_the_main_shapes_compile(
-    positions: int, backward: bool, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("positions", "head_dim", "groups", "dtype", "direction"),
+    [
+        (5, 64, 16, "bf16", "forward"),
+        (5, 64, 16, "bf16", "backward"),
+        (40, 64, 16, "bf16", "forward"),
+        (40, 64, 16, "bf16", "backward"),
+        (64, 128, 4, "fp32", "forward"),  # the most shared memory
+    ],
+)
+def test_kernels_compile_ahead_of_time(
+    positions: int,
+    head_dim: int,
+    groups: int,
+    dtype: str,
+    direction: str,
+    capability: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ahead of time, without a GPU; the kernel of five positions must fit into registers."""
+    """Without a GPU; that of five positions must fit into registers, all into shared memory."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    tiling = choose_tiling(positions, 64, backward=backward)
-    direction = "backward" if backward else "forward"
+    tiling = choose_tiling(positions, head_dim, backward=direction == "backward")
     kernel = getattr(token_attention_module, f"{tiling.kind}_{direction}")
     shape = KernelShape(
-        positions=5 if tiling.kind == "unrolled" else 0,
+        positions=positions if tiling.kind == "unrolled" else 0,
         heads=16,
-        groups=16,
-        head_dim=64,
-        rotated=16,
+        groups=groups,
+        head_dim=head_dim,
+        rotated=head_dim // 4,
         scale=0.125,
         causal=True,
         rows=tiling.rows,
     )
     known = {"rotary": "*fp32", "mask": "*u8", "columns": "i32", "positions": "i32"}
-    types = {name: known.get(name, "*bf16") for name in kernel.arg_names} | {"shape": "constexpr"}
+    types = {name: known.get(name, f"*{dtype}") for name in kernel.arg_names}
+    types["shape"] = "constexpr"
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind[0] == "*"
     }
     compiled = triton.compile(
         ASTSource(kernel, types, {"shape": shape}, aligned),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tiling.warps},
+        options={"num_warps": tiling.warps, **LAUNCH_OPTIONS[tiling.kind]},
     )
+    assert compiled.metadata.shared <= SHARED_BYTES
     binary = tmp_path / "kernel.cubin"
     binary.write_bytes(compiled.asm["cubin"])
     tool = triton.knobs.nvidia.cuobjdump.path
     usage = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True)
     registers, stack, _shared = re.findall(r"(?:REG|STACK|SHARED):(\d+)", usage.stdout)
-    assert int(registers) <= 255
+    assert 64 <= int(registers) <= 255, "ptxas gave up: everything is spilled"
     if tiling.kind == "unrolled":
         assert int(stack) == 0, "registers spill"
