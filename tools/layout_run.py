@@ -53,6 +53,7 @@ def run_layout(config: RunConfig, *, steps: int) -> LayoutRun:
     with training_step(config) as step:
         step.accumulate(own_batches(config, step=0))
         gradients = own_gradients(step.chunks, vocab_size=config.model.vocab_size)
+    with training_step(config) as step:  # again: reading gradients may have cut hooks off
         results = take_steps(step, config, range(steps))
     norms = [result.grad_norm for result in results if result.grad_norm is not None]
     return LayoutRun([result.totals.loss for result in results], norms, gradients)
@@ -151,6 +152,9 @@ def own_gradients(
     chunks: Sequence[DistributedDataParallel], *, vocab_size: int
 ) -> dict[str, list[tuple[tuple[slice, ...], Tensor]]]:
     """Return this rank's parts of all gradients by canonical name.
+
+    Under bf16 the model cannot be trained afterwards: float32 gradients take the place of the
+    weights for a moment, and torch then forgets the hooks that collect further gradients.
 
     Comm: all-gathers over the dp and cp group with the distributed optimizer.
     """

@@ -255,8 +255,9 @@ def test_chunks_of_the_head_give_the_run_of_the_whole(model: str, layout: str) -
     assert_same_run(model, config, world_size)
 
 
-BF16_ATOL = 0.02
-"""Band of bf16 around the float32 losses, in nats, in four steps of a model of 0.3 M parameters."""
+BF16_ATOL = 1e-3
+"""Band of bf16 around the float32 losses, in nats, in four steps of a model of 0.3 M parameters:
+ten times what was seen."""
 
 
 @pytest.mark.parametrize("name", ["one", "dp2", "tp2-sp", "pp2-vpp2", "cp2"])

@@ -5,8 +5,9 @@ import pytest
 
 from tests.unit.tools.test_layout_table import result
 from tools import compare_layouts
-from tools.compare_layouts import choose_cases, describe_model, main
+from tools.compare_layouts import bf16_itself, choose_cases, describe_model, main
 from tools.layout_cases import small_model, small_run
+from tools.layout_table import rows_of
 
 RUN = small_run(small_model("block", processes=4), [2, 4], steps=1)
 
@@ -63,6 +64,15 @@ def test_exit_code(results, code, monkeypatch, tmp_path, capsys):
     assert main(["--cpu", "--processes", "2", "--benchmark", str(file)]) == code
     assert file.exists()
     assert capsys.readouterr().out.splitlines()[1].endswith("11 layouts of 2 CPU processes")
+
+
+@pytest.mark.parametrize(("loss", "is_good"), [(3e-4, True), (0.017, False)], ids=["same", "lost"])
+def test_bf16_itself_is_judged_by_float32(loss, is_good):
+    own = {**result().difference, "loss_nats": loss}
+    itself = bf16_itself(RUN, layers="torch", own=own)
+    assert itself.is_good is is_good
+    (row, _) = rows_of([itself], model="block", detail={})
+    assert (row.case, row.value, row.unit) == ("layout/one-against-fp32/bf16", loss, "nats")
 
 
 def test_ctrl_c_ends_it_with_its_own_code(monkeypatch, capsys):
