@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training processes to be killed: forked, so that starting one takes less than a second."""
 
+import contextlib
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
@@ -128,6 +130,9 @@ def _main(
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Return a port below those that the kernel gives to other sockets in between."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
