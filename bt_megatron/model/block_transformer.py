@@ -10,9 +10,10 @@ has no target, is masked: static shapes, and row counts that FP8 products accept
 
 from typing import Any
 
+import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
-from torch import Tensor, arange, device
+from torch import Tensor
 
 from bt_megatron.config.geometry import expanded_vectors, is_t5, token_positions
 from bt_megatron.config.schema import LayoutConfig, ModelConfig
@@ -89,6 +90,7 @@ class BlockTransformerStage(PipelineStage):
         self._block_layers, self._token_layers = model.block_decoder, model.token_decoder
         self.vocab = padded_vocab(model.vocab_size, layout.tp)
         self.tied, self.token_slices = is_t5(model), how.memory.token_slices
+        self.head_chunk_rows = how.head_chunk_rows
         self.embedder = None
         if mine.has_embedder:
             self.embedder = build_embedder(model, block_stack, layout, how, vocab=self.vocab)
@@ -232,7 +234,7 @@ class BlockTransformerStage(PipelineStage):
             ),
         )
 
-    def _token_rotary(self, blocks: int, device: device) -> Tensor | None:
+    def _token_rotary(self, blocks: int, device: torch.device) -> Tensor | None:
         """Return what the token decoder's attention turns queries and keys by."""
         positions = self.token_stack.fold_positions
         assert positions, "the token decoder is a folded stack"
@@ -240,7 +242,7 @@ class BlockTransformerStage(PipelineStage):
             return None
         if self.token_stack.token_kernel:
             return kernel_rotary(self._token_layers, positions, device)
-        index = arange(positions, device=device).repeat_interleave(blocks)  # [q*n]
+        index = torch.arange(positions, device=device).repeat_interleave(blocks)  # [q*n]
         return position_angles(self._token_layers, index)
 
     def _predict(self, hidden: Tensor, targets: Tensor, *, return_logits: bool) -> Tensor:

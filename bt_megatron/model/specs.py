@@ -70,7 +70,7 @@ def _layer_spec(config: StackConfig, *, residual: Residual, cross_attention: boo
     norm = _norm(config)
     submodules = TransformerLayerSubmodules(
         input_layernorm=norm,
-        self_attention=_self_attention(config),
+        self_attention=self_attention(config, ColumnParallelLinear, RowParallelLinear),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=norm,
         mlp=functools.partial(
@@ -84,14 +84,21 @@ def _layer_spec(config: StackConfig, *, residual: Residual, cross_attention: boo
     return ModuleSpec(module=LAYER_CLASSES[residual], submodules=submodules)
 
 
-def _self_attention(config: StackConfig) -> ModuleSpec:
+def self_attention(config: StackConfig, linear_qkv: type, linear_proj: type) -> ModuleSpec:
+    """Return the spec of self-attention between two linear layers.
+
+    Args:
+        config: Megatron config of the stack.
+        linear_qkv: class of the projection to queries, keys and values.
+        linear_proj: class of the projection back.
+    """
     return ModuleSpec(
         module=FoldedSelfAttention if config.fold_positions else SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
+            linear_qkv=linear_qkv,
             core_attention=FoldedAttention if config.fold_positions else CausalAttention,
-            linear_proj=RowParallelLinear,
+            linear_proj=linear_proj,
             q_layernorm=IdentityOp,
             k_layernorm=IdentityOp,
         ),

@@ -34,8 +34,6 @@ class PipelineStage(MegatronModule):
 
     model_type = ModelType.encoder_or_decoder
     share_embeddings_and_output_weights = False
-    head_chunk_rows: int | None = None
-    """Rows of logits that the head computes at a time for the loss; none: all at once."""
 
     def __init__(self, config: StackConfig, mine: StageSlice, *, vp_stage: int | None) -> None:
         """Remember the place in the pipeline.

@@ -19,16 +19,12 @@ from megatron.core.extensions.transformer_engine import (
     TENorm,
     TERowParallelLinear,
 )
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
-from bt_megatron.model.attention import CausalAttention, FoldedAttention
-from bt_megatron.model.folded_self_attention import FoldedSelfAttention
 from bt_megatron.model.layers import residual_add
+from bt_megatron.model.specs import self_attention
 from bt_megatron.model.transformer_config import StackConfig
 
 FINAL_NORM = TENorm
@@ -40,20 +36,9 @@ def te_submodules(config: StackConfig) -> TransformerLayerSubmodules:
     Args:
         config: Megatron config of the stack.
     """
-    attention = ModuleSpec(
-        module=FoldedSelfAttention if config.fold_positions else SelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(
-            linear_qkv=TELayerNormColumnParallelLinear,
-            core_attention=FoldedAttention if config.fold_positions else CausalAttention,
-            linear_proj=TERowParallelLinear,
-            q_layernorm=IdentityOp,
-            k_layernorm=IdentityOp,
-        ),
-    )
     return TransformerLayerSubmodules(
         input_layernorm=IdentityOp,
-        self_attention=attention,
+        self_attention=self_attention(config, TELayerNormColumnParallelLinear, TERowParallelLinear),
         self_attn_bda=residual_add,
         pre_mlp_layernorm=IdentityOp,
         mlp=functools.partial(

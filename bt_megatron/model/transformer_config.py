@@ -57,6 +57,8 @@ class Computation:
     """Who computes the attention of the token decoder (`kernels.token_attention`)."""
     deterministic: bool = True
     """Whether sums have a fixed order (`kernels.deterministic`)."""
+    head_chunk_rows: int | None = None
+    """Rows of logits at a time in the loss (`kernels.head_chunk_tokens`)."""
     memory: MemoryConfig = MemoryConfig()  # noqa: RUF009  frozen
     """What is computed again in the backward pass."""
 

@@ -47,6 +47,7 @@ class VanillaStage(PipelineStage):
             pipeline_model_parallel_layout=megatron_layout(stages, "token"),
         )
         super().__init__(stack, mine, vp_stage=vp_stage)
+        self.head_chunk_rows = how.head_chunk_rows
         self.model, self._layers = model, model.decoder
         vocab = padded_vocab(model.vocab_size, layout.tp)
         self.token_embedding = self.decoder = self.head = None

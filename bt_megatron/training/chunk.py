@@ -57,10 +57,10 @@ def _build_chunk(
         layers=layers,
         token_attention=config.kernels.token_attention,
         deterministic=config.kernels.deterministic,
+        head_chunk_rows=config.kernels.head_chunk_tokens,
         memory=config.memory,
     )
     stage = build_stage(config.model, layout, stages, how, vp_stage=vp_stage)
-    stage.head_chunk_rows = config.kernels.head_chunk_tokens
     module = Float16Module(stage.config, stage) if how.is_bf16 else stage
     return DistributedDataParallel(
         config=stage.config,

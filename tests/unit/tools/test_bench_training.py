@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import tests.ranks  # noqa: F401  imports Megatron for machines without CUDA
+from bt_megatron.config.devices import OUTSIDE_GIB, needed_gib
 from bt_megatron.errors import ConfigError
-from tools.bench_training import GIB, read_case
+from tools.bench_training import GIB, Case, read_case
 
 ROOT = Path(__file__).resolve().parents[3]
 MEASURED = {
@@ -16,6 +17,7 @@ MEASURED = {
     for row in json.loads((ROOT / "docs/benchmarks/memory.json").read_text())["rows"]
     if row["metric"] == "peak_memory_gib"
 }
+by_case = pytest.mark.parametrize("name", MEASURED)
 BAND = 0.10
 """Largest error of the estimate, of what was measured."""
 
@@ -42,11 +44,18 @@ def test_a_wrong_case_is_refused(text: str, message: str) -> None:
         read_case(text, world_size=3)
 
 
-@pytest.mark.parametrize("name", MEASURED)
-def test_the_estimate_of_memory_is_near_what_was_measured(name: str) -> None:
+def measured_case(name: str) -> Case:
     _, model, _, *settings = name.split("/", 3)
-    case = read_case(":".join((model, *settings)), world_size=1)
+    return read_case(":".join((model, *settings)), world_size=1)
 
-    (process,) = case.plan.processes
+
+@by_case
+def test_the_estimate_of_memory_is_near_what_was_measured(name: str) -> None:
+    (process,) = measured_case(name).plan.processes
 
     assert process.memory.total / GIB == pytest.approx(MEASURED[name], rel=BAND)
+
+
+@by_case
+def test_what_a_device_is_asked_for_covers_what_was_measured(name: str) -> None:
+    assert needed_gib(measured_case(name).config, dp=1) - OUTSIDE_GIB >= MEASURED[name]
