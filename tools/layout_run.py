@@ -26,6 +26,7 @@ from bt_megatron.model.named_weights import named_shards
 from bt_megatron.parallel.groups import build_groups
 from bt_megatron.training.chunk import build_chunks, build_optimizer
 from bt_megatron.training.step import StepResult, TrainingStep
+from bt_megatron.training.step_graph import work_on_own_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def run_layout(config: RunConfig, *, steps: int) -> LayoutRun:
         gradients = own_gradients(step.chunks, vocab_size=config.model.vocab_size)
     with training_step(config) as step:  # again: reading gradients may have cut hooks off
         results = take_steps(step, config, range(steps))
-    norms = [result.grad_norm for result in results if result.grad_norm is not None]
+    norms = [result.grad_norm for result in results]
     return LayoutRun([result.totals.loss for result in results], norms, gradients)
 
 
@@ -68,6 +69,8 @@ def training_step(config: RunConfig) -> Iterator[TrainingStep]:
     Comm: creates groups; must be called by all ranks.
     """
     layers = choose_layers(config.kernels, precision=config.train.precision)
+    if config.kernels.cuda_graphs:
+        work_on_own_stream()
     build_groups(config.layout, seed=config.train.seed)
     try:
         stages = resolve_stages(config)
@@ -83,6 +86,7 @@ def training_step(config: RunConfig) -> Iterator[TrainingStep]:
 
 def _release(step: TrainingStep) -> None:
     """Give a model's memory back: hooks of gradients keep it in a circle that is never freed."""
+    step.graph = None  # and its memory
     for chunk in step.chunks:
         for buffer in chunk.buffers:
             for data in (buffer.grad_data, buffer.param_data):

@@ -3,10 +3,10 @@
 
 A rule is a function (config, world_size) -> message or None, named after what must
 hold. Where the rules are written: `value_rules.py` (one key at a time),
-`model_rules.py`, `layout_rules.py`, `memory_rules.py`.
+`model_rules.py`, `layout_rules.py`, `memory_rules.py`, `graph_rules.py`.
 """
 
-from bt_megatron.config import layout_rules, memory_rules, model_rules, value_rules
+from bt_megatron.config import graph_rules, layout_rules, memory_rules, model_rules, value_rules
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.suggest import Rule, suggestion_lines
 from bt_megatron.errors import ConfigError
@@ -29,6 +29,8 @@ MODEL: tuple[Rule, ...] = (
     model_rules.sequence_is_whole_blocks,
     model_rules.sequence_has_something_to_predict,
     memory_rules.layers_with_a_relative_bias_are_not_recomputed,
+    graph_rules.graphs_are_without_dropout,
+    graph_rules.graphs_are_without_recomputation,
 )
 """How the sizes of the model and of a sequence fit together."""
 
@@ -46,6 +48,8 @@ LAYOUT: tuple[Rule, ...] = (
     memory_rules.token_slices_are_of_blocks,
     memory_rules.token_slices_divide_the_blocks,
     memory_rules.token_slices_are_without_sequence_parallel,
+    graph_rules.graphs_are_without_pipelines,
+    graph_rules.graphs_are_without_overlapped_gather,
 )
 """How the layout fits model, sequence, batch and processes: another layout can repair it."""
 

@@ -231,6 +231,9 @@ class KernelConfig:
     deterministic: bool = True
     """Sum in a fixed order everywhere, so that a resumed run is the undisturbed one bit for bit;
     attention over long sequences is faster without."""
+    cuda_graphs: bool = False
+    """Launch each training step as one CUDA graph: faster where a step is bound by the host, as
+    with small models and micro-batches."""
     head_chunk_tokens: int | None = None
     """Rows of logits computed at a time in the loss; none: all at once, kept for the backward
     pass. All but the last of several chunks are computed twice."""

@@ -41,7 +41,11 @@ class MicroBatch:
         """Return the micro-batch with all four tensors changed alike."""
         return MicroBatch(**{f.name: change(getattr(self, f.name)) for f in _AXES})
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "MicroBatch":
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the four tensors."""
+        return tuple(getattr(self, f.name) for f in _AXES)
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = True) -> "MicroBatch":
         """Copy to a device; non-blocking copies need `pin_memory` first."""
         return self.each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 

@@ -46,7 +46,7 @@ def train(run: Run) -> Ended:
 def _take_step(run: Run) -> StepResult:
     run.watch.enter("data", step=run.step + 1)
     with run.meter.waiting():
-        batches = next(run.batches)
+        batches = next(run.batches).receive()
     run.watch.enter("step", step=run.step + 1)
     result = run.training.train(
         batches, step=run.step, lr=_rate(run, run.step), stop_requested=run.stop.is_set

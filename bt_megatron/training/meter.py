@@ -61,7 +61,7 @@ class Meter:
         self._recent.steps += 1
         self._all.steps += 1
 
-    def record(self, *, step: int, loss: float, grad_norm: float | None, lr: float) -> StepRecord:
+    def record(self, *, step: int, loss: float, grad_norm: float, lr: float) -> StepRecord:
         """Return the record of a logged step and start a new interval.
 
         Args:

@@ -17,7 +17,7 @@ from bt_megatron.config.plan import Plan, plan_mapping
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.show import resolved_yaml
 from bt_megatron.config.stages import resolve_stages
-from bt_megatron.data.batches import MicroBatch
+from bt_megatron.data.device_copy import Sender, SentBatches
 from bt_megatron.data.prefetch import PrefetchedBatches
 from bt_megatron.faults.agreement import require_same
 from bt_megatron.faults.watch import Watch
@@ -34,6 +34,7 @@ from bt_megatron.training.meter import Meter
 from bt_megatron.training.reporter import Reporter
 from bt_megatron.training.start import find_start, resume, set_initial_weights
 from bt_megatron.training.step import TrainingStep
+from bt_megatron.training.step_graph import work_on_own_stream
 from bt_megatron.training.stop import StopRequest
 from bt_megatron.versions import read_versions
 
@@ -48,7 +49,7 @@ class Run:
     step: int
     """Optimizer steps taken; with seed and data it is the whole position."""
     data: RunData
-    batches: PrefetchedBatches[list[MicroBatch]]
+    batches: PrefetchedBatches[SentBatches]
     training: TrainingStep
     evaluation: Evaluation
     checkpoints: CheckpointWriter
@@ -117,6 +118,8 @@ def build_run(
     require_same({**dotted_values(config), **versions})
     layers = choose_layers(config.kernels, precision=config.train.precision)
     console.note(f"{'layers':<11}{layers}")
+    if config.kernels.cuda_graphs:
+        work_on_own_stream()
     build_groups(config.layout, seed=config.train.seed)
     data = open_data(
         config,
@@ -141,7 +144,7 @@ def build_run(
         folder=folder,
         step=step,
         data=data,
-        batches=PrefetchedBatches(data.training.micro_batches, first_step=step),
+        batches=_read_ahead(data, first_step=step),
         training=training,
         evaluation=Evaluation(data.validation, training, data.byte_lengths),
         checkpoints=CheckpointWriter(folder.checkpoints, config.checkpoint),
@@ -149,6 +152,13 @@ def build_run(
         stop=stop,
         watch=watch,
         reporter=reporter,
+    )
+
+
+def _read_ahead(data: RunData, *, first_step: int) -> PrefetchedBatches[SentBatches]:
+    sender = Sender()
+    return PrefetchedBatches(
+        lambda step: sender.send(data.training.micro_batches(step)), first_step=first_step
     )
 
 

@@ -18,9 +18,12 @@ from bt_megatron.config.schema import RunConfig
 from bt_megatron.data.batches import MicroBatch
 from bt_megatron.errors import TrainingError
 from bt_megatron.parallel.context import own_share
+from bt_megatron.parallel.fused_adam import fused_adams
 from bt_megatron.parallel.layout import StageSlice
 from bt_megatron.parallel.pipeline import adjust_shapes, sent_shapes
+from bt_megatron.parallel.update_gate import UpdateGate
 from bt_megatron.training.chunk import gathered_weights
+from bt_megatron.training.step_graph import StepGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,20 @@ class StepResult:
     """What one optimizer step gave."""
 
     totals: Totals
-    grad_norm: float | None
-    """Norm of the gradient before clipping; None if clipping is off."""
+    grad_norm: float
+    """Norm of the gradient before clipping."""
 
 
 class TrainingStep:
-    """Forward, backward and update of one step over all micro batches."""
+    """Forward, backward and update of one step over all micro batches.
+
+    The host waits for the device once in a step, at its end, when all is launched.
+
+    Attributes:
+        chunks: this rank's wrapped stages.
+        optimizer: their optimizer.
+        graph: the recorded step, with `kernels.cuda_graphs`.
+    """
 
     def __init__(
         self,
@@ -69,6 +80,7 @@ class TrainingStep:
         """
         self.chunks, self.optimizer = list(chunks), optimizer
         self._config = config
+        self._device = torch.cuda.current_device()
         self._schedule = get_forward_backward_func()
         self._adjust = None
         if config.layout.pp > 1 and config.layout.vpp == 1:
@@ -82,6 +94,12 @@ class TrainingStep:
             rank = parallel_state.get_pipeline_model_parallel_rank()
             self._adjust = adjust_shapes(shapes, rank=rank)
         self.chunks[0].config.grad_scale_func = optimizer.scale_loss
+        self._gate = UpdateGate(self._device)
+        self._adams = fused_adams(optimizer)
+        for adam in self._adams:
+            adam.gate = self._gate
+        self._stop_requested = torch.zeros((), dtype=torch.float64, device=self._device)
+        self.graph = StepGraph(self._launch) if config.kernels.cuda_graphs else None
 
     def train(
         self, batches: Sequence[MicroBatch], *, step: int, lr: float, stop_requested: bool = False
@@ -96,33 +114,58 @@ class TrainingStep:
                 comes back in the totals, so that all know it at the same step.
 
         Raises:
-            TrainingError: loss or gradient is not finite. With a loss that is not finite, the
-                weights are those of the step before.
+            TrainingError: loss or gradient is not finite. Weights and moments are those of the
+                step before.
 
-        Comm: the schedule's, the optimizer's, one all-reduce of three numbers over all ranks.
+        Comm: those of `launch`.
         """
-        totals = self.accumulate(batches, stop_requested=stop_requested)
-        if not _is_finite(totals.loss):
+        outcome = self.launch(batches, lr=lr, stop_requested=stop_requested)
+        loss_sum, targets, stops, grad_norm = outcome.tolist()  # the host waits here
+        totals = Totals(loss_sum, int(targets), int(stops))
+        if not (_is_finite(totals.loss) and _is_finite(grad_norm)):
+            for adam in self._adams:
+                adam.take_back()
             raise TrainingError(
-                f"step {step}: the loss is {totals.loss}. The weights are still those before "
-                "this step. Start again from the last checkpoint with a lower optimizer.lr or "
-                "another data.seed."
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        succeeded, norm, _ = self.optimizer.step()
-        grad_norm = None if norm is None else float(norm)  # a tensor with Transformer Engine
-        if not succeeded or (grad_norm is not None and not _is_finite(grad_norm)):
-            raise TrainingError(
-                f"step {step}: the gradient norm is {grad_norm} at a loss of {totals.loss:.4f}. "
-                "Start again from the last checkpoint with a lower optimizer.lr."
+                f"step {step}: the loss is {totals.loss} and the gradient norm {grad_norm}. The "
+                "weights are still those before this step. Start again from the last checkpoint "
+                "with a lower optimizer.lr or another data.seed."
             )
         return StepResult(totals, grad_norm)
 
-    def accumulate(self, batches: Sequence[MicroBatch], *, stop_requested: bool = False) -> Totals:
-        """Compute the gradients of one step and leave the weights as they are.
+    def launch(
+        self, batches: Sequence[MicroBatch], *, lr: float, stop_requested: bool = False
+    ) -> Tensor:
+        """Launch one optimizer step without waiting for the device.
 
         Arguments as `train`.
+
+        Returns:
+            [4] float64 on the device: the three numbers of `Totals` and the gradient norm.
+
+        Comm: the schedule's, the optimizer's, one all-reduce of three numbers over all ranks.
+        """
+        for adam in self._adams:
+            adam.count(lr)
+        self._stop_requested.fill_(float(stop_requested))
+        own = [batch.to(self._device) for batch in batches]
+        return self._launch(own) if self.graph is None else self.graph.launch(own)
+
+    def _launch(self, batches: Sequence[MicroBatch]) -> Tensor:
+        totals = self.accumulate(batches)
+        self.optimizer.prepare_grads()
+        norm = torch.as_tensor(self.optimizer.get_grad_norm(), device=self._device).reshape(1)
+        self._gate.set(totals[0], norm, clip_norm=self._config.optimizer.clip_grad)
+        self.optimizer.step_with_ready_grads()
+        return torch.cat((totals, norm))
+
+    def accumulate(self, batches: Sequence[MicroBatch]) -> Tensor:
+        """Compute the gradients of one step and leave the weights as they are.
+
+        Args:
+            batches: this rank's micro batches.
+
+        Returns:
+            [3] float64 on the device, the numbers of `Totals`.
 
         Comm: the schedule's, one all-reduce of three numbers over all ranks.
         """
@@ -130,7 +173,7 @@ class TrainingStep:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        return self._run(batches, forward_only=False, stop_requested=stop_requested)
+        return self._run(batches, forward_only=False)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[MicroBatch]) -> Totals:
@@ -142,11 +185,10 @@ class TrainingStep:
         for chunk in self.chunks:
             chunk.eval()
         with gathered_weights(self.chunks):
-            return self._run(batches, forward_only=True, stop_requested=False)
+            loss_sum, targets, stops = self._run(batches, forward_only=True).tolist()
+        return Totals(loss_sum, int(targets), int(stops))
 
-    def _run(
-        self, batches: Sequence[MicroBatch], *, forward_only: bool, stop_requested: bool
-    ) -> Totals:
+    def _run(self, batches: Sequence[MicroBatch], *, forward_only: bool) -> Tensor:
         extra: dict[str, Any] = {}
         if self._adjust is not None:
             extra["adjust_tensor_shapes_fn"] = self._adjust
@@ -163,7 +205,7 @@ class TrainingStep:
             forward_only=forward_only,
             **extra,
         )
-        return _sum_over_ranks(logged, stop_requested=stop_requested)
+        return _sum_over_ranks(logged, self._stop_requested)
 
 
 def _forward(batches: Iterator[MicroBatch], chunk: Any) -> tuple[Tensor, Any]:
@@ -184,18 +226,24 @@ def _sum_loss(losses: Tensor, *, target_mask: Tensor) -> tuple[Tensor, Tensor, T
     return loss_sum, count.int(), logged
 
 
-def _sum_over_ranks(logged: Sequence[Tensor], *, stop_requested: bool) -> Totals:
+def _sum_over_ranks(logged: Sequence[Tensor], stop_requested: Tensor) -> Tensor:
     """Add up over micro batches and ranks; each target is counted on one tensor rank only.
+
+    Args:
+        logged: [2] float64 of each micro batch, sum of losses and number of targets.
+        stop_requested: one float64.
+
+    Returns:
+        [3] float64, the numbers of `Totals`.
 
     Comm: all-reduce of three float64 over all ranks.
     """
-    totals = torch.zeros(3, dtype=torch.float64, device=torch.cuda.current_device())
+    totals = torch.zeros(3, dtype=torch.float64, device=stop_requested.device)
     if logged and parallel_state.get_tensor_model_parallel_rank() == 0:
         totals[:2] = torch.stack(tuple(logged)).sum(dim=0)
-    totals[2] = float(stop_requested)
+    totals[2] = stop_requested
     dist.all_reduce(totals)
-    loss_sum, targets, stops = totals.tolist()
-    return Totals(loss_sum, int(targets), int(stops))
+    return totals
 
 
 def _is_finite(value: float) -> bool:

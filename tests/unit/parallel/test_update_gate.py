@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import torch
+
+from bt_megatron.parallel.update_gate import UpdateGate
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "closed"),
+    [(1.0, 2.0, 0.0), (math.nan, 2.0, 1.0), (math.inf, 2.0, 1.0), (1.0, math.nan, 1.0)],
+)
+def test_closes_for_what_is_not_finite_and_opens_again(loss, norm, closed) -> None:
+    gate = UpdateGate("cpu")
+    gate.set(torch.tensor(loss), torch.tensor([norm]), clip_norm=1.0)
+    assert gate.closed.tolist() == [closed]
+    gate.set(torch.tensor(1.0), torch.tensor([1.0]), clip_norm=1.0)
+    assert gate.closed.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("norm", "clip", "divisor"),
+    [(4.0, 1.0, 4.000001), (4.0, 8.0, 1.0), (4.0, 0.0, 1.0), (0.0, 1.0, 1.0)],
+)
+def test_gradients_are_divided_by_what_exceeds_the_norm(norm, clip, divisor) -> None:
+    gate = UpdateGate("cpu")
+    gate.set(torch.tensor(1.0, dtype=torch.float64), torch.tensor([norm]), clip_norm=clip)
+    assert gate.divisor.item() == pytest.approx(divisor, rel=1e-6)
+    assert gate.divisor.dtype == torch.float32
