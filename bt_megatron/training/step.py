@@ -60,6 +60,7 @@ class TrainingStep:
     Attributes:
         chunks: this rank's wrapped stages.
         optimizer: their optimizer.
+        adams: what is inside of it.
         graph: the recorded step, with `kernels.cuda_graphs`.
     """
 
@@ -95,8 +96,8 @@ class TrainingStep:
             self._adjust = adjust_shapes(shapes, rank=rank)
         self.chunks[0].config.grad_scale_func = optimizer.scale_loss
         self._gate = UpdateGate(self._device)
-        self._adams = fused_adams(optimizer)
-        for adam in self._adams:
+        self.adams = fused_adams(optimizer)
+        for adam in self.adams:
             adam.gate = self._gate
         self._stop_requested = torch.zeros((), dtype=torch.float64, device=self._device)
         self.graph = StepGraph(self._launch) if config.kernels.cuda_graphs else None
@@ -123,7 +124,7 @@ class TrainingStep:
         loss_sum, targets, stops, grad_norm = outcome.tolist()  # the host waits here
         totals = Totals(loss_sum, int(targets), int(stops))
         if not (_is_finite(totals.loss) and _is_finite(grad_norm)):
-            for adam in self._adams:
+            for adam in self.adams:
                 adam.take_back()
             raise TrainingError(
                 f"step {step}: the loss is {totals.loss} and the gradient norm {grad_norm}. The "
@@ -144,14 +145,26 @@ class TrainingStep:
 
         Comm: the schedule's, the optimizer's, one all-reduce of three numbers over all ranks.
         """
-        for adam in self._adams:
+        for adam in self.adams:
             adam.count(lr)
         self._stop_requested.fill_(float(stop_requested))
         own = [batch.to(self._device) for batch in batches]
         return self._launch(own) if self.graph is None else self.graph.launch(own)
 
     def _launch(self, batches: Sequence[MicroBatch]) -> Tensor:
-        totals = self.accumulate(batches)
+        return self.update(self.accumulate(batches))
+
+    def update(self, totals: Tensor) -> Tensor:
+        """Update the weights from the gradients that `accumulate` has left, if all is finite.
+
+        Args:
+            totals: what `accumulate` has returned.
+
+        Returns:
+            As `launch`.
+
+        Comm: the optimizer's.
+        """
         self.optimizer.prepare_grads()
         norm = torch.as_tensor(self.optimizer.get_grad_norm(), device=self._device).reshape(1)
         self._gate.set(totals[0], norm, clip_norm=self._config.optimizer.clip_grad)

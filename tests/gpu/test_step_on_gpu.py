@@ -23,8 +23,8 @@ from bt_megatron.errors import TrainingError  # noqa: E402
 from bt_megatron.parallel.groups import start_processes  # noqa: E402
 from bt_megatron.training.step import StepResult, TrainingStep  # noqa: E402
 from bt_megatron.training.step_graph import WARM_UP_STEPS  # noqa: E402
-from tools.bench_training import read_case  # noqa: E402
 from tools.layout_run import own_batches, training_step  # noqa: E402
+from tools.training_cases import read_case  # noqa: E402
 
 LR = 1e-3
 STEPS = WARM_UP_STEPS + 4

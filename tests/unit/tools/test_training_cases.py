@@ -9,7 +9,8 @@ import pytest
 import tests.ranks  # noqa: F401  imports Megatron for machines without CUDA
 from bt_megatron.config.devices import OUTSIDE_GIB, needed_gib
 from bt_megatron.errors import ConfigError
-from tools.bench_training import GIB, Case, read_case
+from tools.training_cases import Case, read_case, tuned_cases
+from tools.training_table import GIB
 
 ROOT = Path(__file__).resolve().parents[3]
 MEASURED = {
@@ -59,3 +60,20 @@ def test_the_estimate_of_memory_is_near_what_was_measured(name: str) -> None:
 @by_case
 def test_what_a_device_is_asked_for_covers_what_was_measured(name: str) -> None:
     assert needed_gib(measured_case(name).config, dp=1) - OUTSIDE_GIB >= MEASURED[name]
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [("block-420m", [32, 16]), ("block-1.2b", [16, 8]), ("vanilla-410m", [32, 16])],
+)
+def test_tuned_cases_are_the_largest_micro_batch_and_half_of_it(
+    model: str, sizes: list[int]
+) -> None:
+    cases = tuned_cases(model, "", device="h100-80gb")
+    assert [case.config.batch.micro_batch_size for case in cases] == sizes
+    assert all(case.config.kernels.cuda_graphs and case.plan.micro_batches == 1 for case in cases)
+
+
+def test_a_model_that_fits_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no micro-batch fits a100-40gb"):
+        tuned_cases("block-1.2b", "data.seq_length=262144", device="a100-40gb")
