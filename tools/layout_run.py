@@ -52,8 +52,12 @@ def run_layout(config: RunConfig, *, steps: int) -> LayoutRun:
     Comm: builds Megatron's groups and trains; must be called by all ranks.
     """
     with training_step(config) as step:
-        step.accumulate(own_batches(config, step=0))
-        gradients = own_gradients(step.chunks, vocab_size=config.model.vocab_size)
+        _, targets, _ = step.accumulate(own_batches(config, step=0)).tolist()
+        sums = own_gradients(step.chunks, vocab_size=config.model.vocab_size)
+        gradients = {
+            name: [(place, gradient / targets) for place, gradient in parts]
+            for name, parts in sums.items()
+        }
     with training_step(config) as step:  # again: reading gradients may have cut hooks off
         results = take_steps(step, config, range(steps))
     norms = [result.grad_norm for result in results]

@@ -38,8 +38,6 @@ from bt_megatron.parallel.layout import StageSlice
 
 GRADIENT = 4
 """Bytes of a number of the gradients, which are summed in float32."""
-TARGET_COUNT = 4
-"""Bytes of the number of targets, an int32."""
 TOTALS = 3 * 8
 """Bytes of loss sum, targets and stop requests, in float64 (training/step.py)."""
 SHAPE = 3 * 8
@@ -197,8 +195,6 @@ class _Process:
             yield Call("all_reduce", "tp", "gradients", why, self.partial * GRADIENT)
 
     def _sums_of_numbers(self) -> Iterator[Call]:
-        yield Call("broadcast", "pp", "gradients", "number of targets", TARGET_COUNT)
-        yield Call("all_reduce", "dp_cp", "gradients", "number of targets", TARGET_COUNT)
         yield Call("all_reduce", "world", "end of step", "loss, targets, stop requests", TOTALS)
         group: Group = "world" if self.config.layout.distributed_optimizer else "model"
         yield Call("all_reduce", group, "optimizer", "gradient norm", GRADIENT)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an optimizer step changes anything, and by how much gradients are clipped.
+"""Whether an optimizer step changes anything, and what gradients are divided by.
 
-Both follow from a loss and a norm that only the device knows while the host is already
-launching the update. So the answer stays on the device, where the update reads it: a step
-whose loss or gradient is not finite leaves weights and moments as they are, bit for bit.
+Both follow from a loss, a norm and a number of targets that only the device knows while the
+host is already launching the update. So the answer stays on the device, where the update reads
+it: a step whose loss or gradient is not finite leaves weights and moments as they are, bit for
+bit, and the mean over targets and clipping cost no pass over the gradients.
 """
 
 import torch
@@ -30,18 +31,25 @@ class UpdateGate:
         self.closed = torch.zeros(1, device=device)
         self.divisor = torch.ones(1, device=device)
 
-    def set(self, loss: Tensor, norm: Tensor, *, clip_norm: float) -> None:
+    def set(self, loss: Tensor, targets: Tensor, norm: Tensor, *, clip_norm: float) -> Tensor:
         """Decide about a step, without waiting for the device.
 
         Args:
-            loss: the loss, a sum or a mean; one element.
-            norm: norm of the gradient; one element.
-            clip_norm: the norm that gradients are clipped to; 0: they are not.
+            loss: sum of the losses of all targets; one element.
+            targets: their number; one element.
+            norm: norm of the gradient of that sum; one element.
+            clip_norm: what the norm of the gradient of the mean is clipped to; 0: it is not.
 
-        Comm: none; loss and norm are the same on every rank, so the ranks agree.
+        Returns:
+            [1] float32, the norm of the gradient of the mean, before clipping.
+
+        Comm: none; all three are the same on every rank, so the ranks agree.
         """
         finite = loss.reshape(1).isfinite() & norm.reshape(1).isfinite()
         self.closed.copy_(~finite)
-        if clip_norm > 0:
-            # Clipped by a factor of at most 1; not finite if the norm is not, and then closed.
-            self.divisor.copy_(((norm.reshape(1) + CLIP_EPSILON) / clip_norm).clamp_min(1.0))
+        count = targets.reshape(1).clamp_min(1)
+        mean_norm = (norm.reshape(1) / count).float()
+        # Clipped by a factor of at most 1; not finite if the norm is not, and then closed.
+        excess = ((mean_norm + CLIP_EPSILON) / clip_norm).clamp_min(1.0) if clip_norm > 0 else 1.0
+        self.divisor.copy_(count * excess)
+        return mean_norm

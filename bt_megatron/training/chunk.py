@@ -3,6 +3,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from megatron.core.distributed import (
@@ -13,6 +14,7 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.transformer.module import Float16Module
+from torch import Tensor
 
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.model.build import build_stage
@@ -41,7 +43,7 @@ def build_chunks(
     numbers: Sequence[int | None] = range(config.layout.vpp) if config.layout.vpp > 1 else (None,)
     chunks = [_build_chunk(config, stages, layers, vp_stage=number) for number in numbers]
     schedule = chunks[0].config  # the one that Megatron's schedules read
-    schedule.finalize_model_grads_func = finalize_model_grads
+    schedule.finalize_model_grads_func = _reduce_gradients
     if config.layout.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in chunks]
         schedule.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
@@ -72,6 +74,19 @@ def _build_chunk(
         ),
         module=module,
     )
+
+
+def _reduce_gradients(
+    chunks: list[DistributedDataParallel], _num_tokens: Tensor | None, **settings: Any
+) -> None:
+    """Finish the gradients of a step as sums over all targets.
+
+    Megatron would divide them by the number of targets, in a pass of its own over all gradients;
+    the optimizer does it on the way (`UpdateGate`).
+
+    Comm: Megatron's: reductions over the dp and cp group, of norms over tp, of embeddings over pp.
+    """
+    finalize_model_grads(chunks, None, **settings)
 
 
 @contextlib.contextmanager

@@ -167,12 +167,15 @@ class TrainingStep:
         """
         self.optimizer.prepare_grads()
         norm = torch.as_tensor(self.optimizer.get_grad_norm(), device=self._device).reshape(1)
-        self._gate.set(totals[0], norm, clip_norm=self._config.optimizer.clip_grad)
+        clip_norm = self._config.optimizer.clip_grad
+        norm = self._gate.set(totals[0], totals[1], norm, clip_norm=clip_norm)
         self.optimizer.step_with_ready_grads()
         return torch.cat((totals, norm))
 
     def accumulate(self, batches: Sequence[MicroBatch]) -> Tensor:
         """Compute the gradients of one step and leave the weights as they are.
+
+        They are those of the sum over all targets; `update` divides by their number.
 
         Args:
             batches: this rank's micro batches.

@@ -5,6 +5,8 @@ import torch
 from bt_megatron.parallel.fused_adam import FusedAdam, fused_adams
 from bt_megatron.parallel.update_gate import UpdateGate
 
+ONE = torch.tensor(1.0)
+
 
 def adam_of(params: list[torch.Tensor], **settings: float) -> FusedAdam:
     adam = FusedAdam(params, **settings)
@@ -33,7 +35,10 @@ def test_updates_are_those_of_torch_adamw(weight_decay: float, clip_norm: float)
         norm = torch.nn.utils.get_total_norm([param.grad for param in ours])
         if clip_norm:
             torch.nn.utils.clip_grad_norm_(theirs, clip_norm)
-        adam.gate.set(torch.tensor(2.0), norm, clip_norm=clip_norm)
+        targets = torch.tensor(7.0)  # gradients come as sums over them
+        for param in ours:
+            param.grad *= targets
+        adam.gate.set(torch.tensor(2.0), targets, norm * targets, clip_norm=clip_norm)
         adam.count(lr)
         adam.step()
         for group in other.param_groups:
@@ -46,20 +51,19 @@ def test_updates_are_those_of_torch_adamw(weight_decay: float, clip_norm: float)
 @pytest.mark.parametrize(("loss", "norm"), [("nan", "1"), ("inf", "1"), ("2", "nan"), ("2", "inf")])
 def test_a_step_that_is_not_finite_changes_nothing(loss: str, norm: str) -> None:
     torch.manual_seed(0)
-    ours, undisturbed = [torch.randn(5, 3)], []
+    ours = [torch.randn(5, 3)]
     undisturbed = [tensor.clone() for tensor in ours]
     disturbed_adam, adam = adam_of(ours, lr=0.1), adam_of(undisturbed, lr=0.1)
     for step in range(3):
         give_gradients(ours, undisturbed)
         for optimizer in (disturbed_adam, adam):
-            optimizer.gate.set(torch.tensor(2.0), torch.tensor(1.0), clip_norm=1.0)
+            optimizer.gate.set(torch.tensor(2.0), ONE, ONE, clip_norm=1.0)
             optimizer.count(0.1)
             optimizer.step()
         if step == 1:
             ours[0].grad.fill_(float("nan"))
-            disturbed_adam.gate.set(
-                torch.tensor(float(loss)), torch.tensor(float(norm)), clip_norm=1.0
-            )
+            numbers = torch.tensor(float(loss)), ONE, torch.tensor(float(norm))
+            disturbed_adam.gate.set(*numbers, clip_norm=1.0)
             disturbed_adam.count(0.1)
             disturbed_adam.step()
             disturbed_adam.take_back()
