@@ -13,14 +13,12 @@ same run is `bandwidth_fraction`. Bytes counted, e bytes per element:
 with width = (a + 2*groups) * d. Mask and angles (under 1 %) are not counted, and what an
 implementation moves beyond this is its loss: the same bytes are counted for plain torch.
 
-Each time is the median over repetitions of a series of calls between two CUDA events.
-The calls of a series take turns with enough buffers to exceed the L2 cache, and before
-each series 2 GiB are read, which empties the cache and lets the host get ahead.
+Times are those of tools/gpu_clock.py; the calls of a series take turns with enough buffers to
+exceed the L2 cache.
 `--tune` measures every tile of token_attention_tiling.py instead and prints the best.
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -41,9 +39,9 @@ from bt_megatron.kernels.token_attention_tiling import (
     choose_tiling,
 )
 from tools.benchmark_file import Row, write_benchmark
+from tools.gpu_clock import Clock
 
 CASE = "kernel/token-attention"
-COPY_BYTES = 2 * 2**30
 BUFFER_BYTES = 2**30
 """Bytes that the buffers of a case have at least together; the L2 cache of an H100: 50 MB."""
 ROTATED = 0.25
@@ -126,37 +124,6 @@ def make_buffers(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> Buff
         rotary=torch.stack((angles.cos(), angles.sin())),
         mask=mask,
     )
-
-
-class Clock:
-    """Measures calls on the GPU."""
-
-    def __init__(self, repetitions: int) -> None:
-        """Measure with so many repetitions of each series."""
-        self.repetitions = repetitions
-        self._flush = torch.zeros(COPY_BYTES, dtype=torch.int8, device="cuda").view(torch.int64)
-
-    def seconds(self, calls: Sequence[Callable[[], Any]]) -> float:
-        """Return the median time of a call, after a warm-up that compiles."""
-        for call in calls:
-            call()
-        series = [call for _ in range(-(-8 // len(calls))) for call in calls]
-        times = []
-        for _ in range(self.repetitions):
-            self._flush.amax()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for call in series:
-                call()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(start.elapsed_time(end) / 1000 / len(series))
-        return statistics.median(times)
-
-    def copy_bandwidth(self) -> float:
-        """Return bytes read and written per second by a large copy."""
-        source, target = (torch.empty_like(self._flush) for _ in range(2))
-        return 2 * COPY_BYTES / self.seconds([lambda: target.copy_(source)])
 
 
 def kernel_calls(

@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
+from bt_megatron.kernels.norm_pair import norm_pair
 from bt_megatron.kernels.residual import Part, residual_sum
 
 
@@ -29,6 +30,8 @@ class LayerNorm(torch.nn.LayerNorm):
 
 class RmsNorm(torch.nn.RMSNorm):
     """RMSNorm without bias."""
+
+    bias: None = None
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
@@ -61,18 +64,26 @@ class ParallelResidualLayer(TransformerLayer):
 
         Comm: the tensor-parallel collectives of the linear layers.
         """
+        hidden_states, for_attention, for_mlp = self._normalize(hidden_states)
         attention = self.self_attention(
-            self.input_layernorm(hidden_states),
+            for_attention,
             attention_mask=attention_mask,
             rotary_pos_emb=rotary_pos_emb,
             attention_bias=attention_bias,
         )
-        mlp = self.mlp(self.pre_mlp_layernorm(hidden_states))
+        mlp = self.mlp(for_mlp)
         if self.config.bias_dropout_fusion and not (self.training and self.hidden_dropout):
             return residual_sum(hidden_states, attention, mlp), context
         update = _with_bias(*mlp) + _with_bias(*attention)
         add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
         return add((update, None), hidden_states, self.hidden_dropout), context
+
+    def _normalize(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first, second = self.input_layernorm, self.pre_mlp_layernorm
+        if not self.config.norm_pair:
+            return hidden_states, first(hidden_states), second(hidden_states)
+        affine = (first.weight, first.bias), (second.weight, second.bias)
+        return norm_pair(hidden_states, *affine, eps=first.eps)
 
 
 def residual_add(training: bool, fused: bool) -> Callable[[Part, Tensor, float], Tensor]:

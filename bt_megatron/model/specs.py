@@ -56,18 +56,22 @@ def stack_spec(
     if config.transformer_impl == "transformer_engine":
         from bt_megatron.model import te_specs  # here: it can be imported only where it works
 
-        layer = ModuleSpec(LAYER_CLASSES[residual], submodules=te_specs.te_submodules(config))
+        submodules = te_specs.te_submodules(config, residual=residual)
+        layer = ModuleSpec(LAYER_CLASSES[residual], submodules=submodules)
         return TransformerBlockSubmodules([layer] * num_layers, layer_norm=te_specs.FINAL_NORM)
     layer = _layer_spec(config, residual=residual, cross_attention=cross_attention)
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=_norm(config))
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * num_layers, layer_norm=norm_class(config)
+    )
 
 
-def _norm(config: StackConfig) -> type[LayerNorm] | type[RmsNorm]:
+def norm_class(config: StackConfig) -> type[LayerNorm] | type[RmsNorm]:
+    """Return the class of the norms of a stack."""
     return LayerNorm if config.normalization == "LayerNorm" else RmsNorm
 
 
 def _layer_spec(config: StackConfig, *, residual: Residual, cross_attention: bool) -> ModuleSpec:
-    norm = _norm(config)
+    norm = norm_class(config)
     submodules = TransformerLayerSubmodules(
         input_layernorm=norm,
         self_attention=self_attention(config, ColumnParallelLinear, RowParallelLinear),

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layer specs of Transformer Engine. Imported only where it works.
 
-Against specs.py: a norm and the linear layer behind it are one module, and gradients of weights
-are added to the float32 buffer by the product itself. Attention is the same: Transformer Engine's
-was slower at every length measured, and in a fixed order of sums it takes memory with the square
-of the length (docs/benchmarks/attention.json). Weights have the same checkpoint keys.
+Against specs.py: gradients of weights are added to the float32 buffer by the product itself, and a
+norm is part of something larger. With sequential residual that is the linear layer behind it; with
+parallel residual the other norm of the same rows (kernels/norm_pair.py). Attention is the same:
+Transformer Engine's was slower at every length measured, and in a fixed order of sums it takes
+memory with the square of the length (docs/benchmarks/attention.json). Weights have the same
+checkpoint keys.
 
-The bias of the first feed-forward layer is added by its product, which costs nothing, and not
-with the activation, as Megatron-Core does by default: its fused GELU is the tanh approximation,
-ours is the exact one. So the activation is one pass of torch's own kernel.
+The bias of the first feed-forward layer is added by GELU (feed_forward.py), which sums the bias's
+gradient on its way; before other activations the product adds it, which costs nothing forward.
 """
 
 import functools
 from typing import Any
 
+import torch
 from megatron.core.extensions.transformer_engine import (
+    TEColumnParallelLinear,
     TELayerNormColumnParallelLinear,
     TENorm,
     TERowParallelLinear,
@@ -22,32 +25,49 @@ from megatron.core.extensions.transformer_engine import (
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from torch.nn import functional as F
 
+from bt_megatron.model.feed_forward import GeluMlp
 from bt_megatron.model.layers import residual_add
-from bt_megatron.model.specs import self_attention
+from bt_megatron.model.specs import Residual, norm_class, self_attention
 from bt_megatron.model.transformer_config import StackConfig
+from bt_megatron.model.weight_names import FUSED_NORMS
 
 FINAL_NORM = TENorm
 
+Linear = type[TEColumnParallelLinear] | type[TELayerNormColumnParallelLinear]
 
-def te_submodules(config: StackConfig) -> TransformerLayerSubmodules:
+
+def te_submodules(config: StackConfig, *, residual: Residual) -> TransformerLayerSubmodules:
     """Return the submodules of a GPT-NeoX or Llama layer.
 
     Args:
         config: Megatron config of the stack.
+        residual: how the layer's parts are joined.
     """
+    is_parallel = residual == "parallel"
+    norm = norm_class(config) if is_parallel else IdentityOp
+    linear = TEColumnParallelLinear if is_parallel else TELayerNormColumnParallelLinear
     return TransformerLayerSubmodules(
-        input_layernorm=IdentityOp,
-        self_attention=self_attention(config, TELayerNormColumnParallelLinear, TERowParallelLinear),
+        input_layernorm=norm,
+        self_attention=self_attention(config, linear, TERowParallelLinear),
         self_attn_bda=residual_add,
-        pre_mlp_layernorm=IdentityOp,
-        mlp=functools.partial(
-            MLP.as_mlp_submodule,
-            submodules=MLPSubmodules(linear_fc1=_linear_fc1, linear_fc2=TERowParallelLinear),
-        ),
+        pre_mlp_layernorm=norm,
+        mlp=_mlp(config, linear),
         mlp_bda=residual_add,
+        sharded_state_dict_keys_map=FUSED_NORMS if is_parallel else {},
     )
 
 
-def _linear_fc1(*sizes: int, **settings: Any) -> TELayerNormColumnParallelLinear:
-    return TELayerNormColumnParallelLinear(*sizes, **{**settings, "skip_bias_add": False})
+def _mlp(config: StackConfig, linear: Linear) -> functools.partial[MLP]:
+    has_gelu = config.activation_func is F.gelu and config.add_bias_linear
+    submodules = MLPSubmodules(
+        linear_fc1=linear if has_gelu else functools.partial(_with_bias, linear),
+        linear_fc2=TERowParallelLinear,
+    )
+    kind = GeluMlp if has_gelu else MLP
+    return functools.partial(kind.as_mlp_submodule, submodules=submodules)
+
+
+def _with_bias(linear: Linear, *sizes: int, **settings: Any) -> torch.nn.Module:
+    return linear(*sizes, **{**settings, "skip_bias_add": False})

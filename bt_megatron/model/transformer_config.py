@@ -43,6 +43,8 @@ class StackConfig(TransformerConfig):
     """Whether one kernel computes the attention of a folded stack."""
     fixed_order: bool = True
     """Whether causal attention sums its gradients in a fixed order."""
+    norm_pair: bool = False
+    """Whether both norms of a layer with parallel residual are one operation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +138,9 @@ def transformer_engine_settings(decoder: DecoderConfig) -> dict[str, Any]:
         "transformer_impl": "transformer_engine",
         "apply_rope_fusion": True,
         "bias_dropout_fusion": True,  # our own, see layers.py
-        # Megatron's fused SwiGLU is exact; its fused GELU is the tanh approximation.
+        "norm_pair": True,
+        # Megatron's fused SwiGLU is exact; its fused GELU is the tanh approximation, so there is
+        # our own (feed_forward.py).
         "bias_activation_fusion": decoder.activation == "swiglu",
         # Else the first backward pass of a micro batch that was the first forward overwrites
         # main_grad: wrong gradients wherever backward passes come in another order. What it

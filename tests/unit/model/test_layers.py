@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The residual sum in one pass gives the losses and gradients of separate additions."""
+"""Norms and residual sum in one pass each give the losses and gradients of separate operations."""
 
 import pytest
 import torch
@@ -17,9 +17,8 @@ from tests.ranks import run_ranks
 from tests.small_models import VOCAB, small_model
 
 
-def gradients(*, bias: bool, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(*, changes: dict, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
     build_groups(LayoutConfig(), seed=0)
-    changes = {"bias": bias}
     model = small_model(block_decoder=changes, token_decoder=changes)
     stages = parse_stages(layer_letters(model))
     stage = build_stage(model, LayoutConfig(), stages, Computation(dtype=torch.float64))
@@ -27,7 +26,7 @@ def gradients(*, bias: bool, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
     layers = [part for part in stage.modules() if isinstance(part, ParallelResidualLayer)]
     assert len(layers) == 4
     for layer in layers:
-        layer.config.bias_dropout_fusion = fused
+        layer.config.bias_dropout_fusion = layer.config.norm_pair = fused
     tokens = torch.randint(VOCAB, (2, 16))
     every = torch.ones_like(tokens, dtype=torch.bool)
     losses = stage(tokens, every, tokens.roll(-4, dims=1), every)
@@ -35,10 +34,14 @@ def gradients(*, bias: bool, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
     return losses.detach(), {name: param.grad for name, param in stage.named_parameters()}
 
 
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_fused_parallel_layer_is_the_plain_one(bias: bool) -> None:
-    ((plain_losses, plain),) = run_ranks(gradients, 1, bias=bias, fused=False)
-    ((losses, fused),) = run_ranks(gradients, 1, bias=bias, fused=True)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"bias": False}, {"bias": False, "normalization": "rmsnorm"}],
+    ids=["biases", "biases of norms", "no biases"],
+)
+def test_fused_parallel_layer_is_the_plain_one(changes: dict) -> None:
+    ((plain_losses, plain),) = run_ranks(gradients, 1, changes=changes, fused=False)
+    ((losses, fused),) = run_ranks(gradients, 1, changes=changes, fused=True)
     # Losses are float32, whatever the layers compute in, and so is what flows back from them.
     torch.testing.assert_close(losses, plain_losses, atol=0, rtol=1e-6)
     assert fused.keys() == plain.keys()
