@@ -42,14 +42,17 @@ def graphs_are_without_dropout(config: RunConfig, world_size: int) -> str | None
 
 
 def graphs_are_without_recomputation(config: RunConfig, world_size: int) -> str | None:
-    """Recomputation saves random states through the host."""
+    """Recomputation saves random states through the host; that of activations needs none."""
     memory = config.memory
-    if not config.kernels.cuda_graphs or (memory.recompute == "none" and memory.token_slices == 1):
+    faults = []
+    if memory.recompute == "full":
+        faults.append("memory.recompute is full")
+    if memory.token_slices > 1:
+        faults.append(f"memory.token_slices is {memory.token_slices}")
+    if not config.kernels.cuda_graphs or not faults:
         return None
-    key = "memory.recompute" if memory.recompute != "none" else "memory.token_slices"
-    value = memory.recompute if memory.recompute != "none" else memory.token_slices
     return (
-        f"kernels.cuda_graphs is true but {key} is {value}, and steps that compute parts again are "
-        "not recorded; a micro-batch that needs it is bound by the GPU anyway. Use "
+        f"kernels.cuda_graphs is true but {' and '.join(faults)}, and steps that compute layers "
+        "again are not recorded; a micro-batch that needs it is bound by the GPU anyway. Use "
         "kernels.cuda_graphs=false."
     )
