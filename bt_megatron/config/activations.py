@@ -116,24 +116,23 @@ def _slices_input(config: RunConfig, stage: StageSlice) -> int:
 def _elements(config: RunConfig) -> Iterator[Element]:
     """Yield what each letter of the layout string keeps, in its order."""
     model, tokens, value = config.model, _tokens(config), value_bytes(config)
+    fp8 = config.kernels.fp8 != "none"
     if not model.is_block:
         stack = model.decoder
         assert stack is not None, "rules.py: a vanilla model has a decoder"
         stream = Element(_stream(config, value * tokens * stack.hidden_size))
-        layer = _layer(config, Rows(stack, tokens, causal=True, fp8=_in_fp8(config)))
+        layer = _layer(config, Rows(stack, tokens, causal=True, fp8=fp8))
         yield from (stream, *[layer] * stack.num_layers, stream)
         return
     block, token = model.block_decoder, model.token_decoder
     assert block is not None, "rules.py: a block model has a block decoder"
     assert token is not None, "rules.py: a block model has a token decoder"
     blocks, t5 = tokens // model.block_length, is_t5(model)
-    rows = Rows(token, blocks * token_positions(model), t5=t5, fp8=_in_fp8(config) and not t5)
+    rows = Rows(token, blocks * token_positions(model), t5=t5, fp8=fp8 and not t5)
     layer = _layer(config, rows, sliced=config.memory.token_slices > 1)
     expanded = block.hidden_size + expanded_vectors(model) * token.hidden_size
     yield _embedder(config, model, blocks)
-    yield from [
-        _layer(config, Rows(block, blocks, causal=True, fp8=_in_fp8(config)))
-    ] * block.num_layers
+    yield from [_layer(config, Rows(block, blocks, causal=True, fp8=fp8))] * block.num_layers
     yield layer._replace(rest=value * blocks * expanded)
     yield from [layer] * (token.num_layers - 1)
     yield Element(_stream(config, value * tokens * token.hidden_size))
@@ -207,11 +206,6 @@ def _logits(config: RunConfig) -> int:
 def _tokens(config: RunConfig) -> int:
     """Return the tokens of one micro-batch on one process."""
     return config.data.seq_length * config.batch.micro_batch_size // config.layout.cp
-
-
-def _in_fp8(config: RunConfig) -> bool:
-    """Tell whether the decoders' layers multiply in FP8."""
-    return config.kernels.fp8 != "none"
 
 
 def value_bytes(config: RunConfig) -> int:

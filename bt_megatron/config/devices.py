@@ -73,7 +73,7 @@ def fit(config: RunConfig, *, device: str, dp: int) -> Fit:
     """
     kind = DEVICES[device]
     if config.kernels.fp8 != "none" and not kind.fp8:
-        able = ", ".join(sorted(key for key, other in DEVICES.items() if other.fp8))
+        able = ", ".join(key for key, other in DEVICES.items() if other.fp8)
         raise ConfigError(
             f"kernels.fp8={config.kernels.fp8}: {kind.name} has no products in FP8. Use "
             f"kernels.fp8=none, which trains in {config.train.precision}, or a device that has "

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules about products in FP8: what they need of precision, rows, widths and recomputation."""
 
-from collections.abc import Iterator
 from math import gcd
 
 from bt_megatron.config.geometry import fp8_stacks, sequence_rows, token_positions
@@ -19,11 +18,9 @@ def fp8_is_of_transformer_engine(config: RunConfig, world_size: int) -> str | No
     """FP8 products are Transformer Engine's, between weights and activations in bf16."""
     if config.kernels.fp8 == "none":
         return None
-    faults = []
-    if config.train.precision != "bf16":
-        faults.append(f"train.precision=bf16 instead of {config.train.precision}")
-    if config.kernels.layers == "torch":
-        faults.append("kernels.layers=transformer_engine instead of torch")
+    wanted = {"train.precision=bf16": config.train.precision != "bf16"}
+    wanted["kernels.layers=transformer_engine"] = config.kernels.layers == "torch"
+    faults = [value for value, is_missing in wanted.items() if is_missing]
     if not faults:
         return None
     return (
@@ -36,32 +33,23 @@ def fp8_rows_fill_tiles(config: RunConfig, world_size: int) -> str | None:
     """The rows that a layer multiplies at a time are a multiple of 16."""
     if config.kernels.fp8 == "none":
         return None
-    layout, size = config.layout, config.batch.micro_batch_size
+    layout, size, (rows, _) = config.layout, config.batch.micro_batch_size, sequence_rows(config)
     cut = layout.cp * (layout.tp if layout.sequence_parallel else 1)
-    faults, units = [], [1]
-    for key, rows in _rows(config):
+    faults, unit = [], 1
+    for key, _ in fp8_stacks(config.model):
         local = rows // cut
+        if key == "model.token_decoder":  # has rows for every position of a block, part by part
+            local = rows * token_positions(config.model) // (config.memory.token_slices * cut)
         if rows % cut == 0 and local * size % TILE:
             faults.append(f"{key} has {local * size} ({local} of each sequence on a process)")
-            units.append(TILE // gcd(TILE, local))
+            unit = max(unit, TILE // gcd(TILE, local))  # powers of two
     if not faults:
         return None
-    unit = max(units)  # all are powers of two
     return (
         f"kernels.fp8={config.kernels.fp8} multiplies whole tiles of {TILE} rows, but a "
         f"micro-batch of {size} gives others: {'; '.join(faults)}. Use a multiple of {unit} as "
         "batch.micro_batch_size, or kernels.fp8=none."
     )
-
-
-def _rows(config: RunConfig) -> Iterator[tuple[str, int]]:
-    """Yield how many rows of a sequence enter each stack at a time."""
-    rows, _ = sequence_rows(config)
-    for key, _ in fp8_stacks(config.model):
-        if key == "model.token_decoder":
-            yield key, rows * token_positions(config.model) // config.memory.token_slices
-        else:
-            yield key, rows
 
 
 def fp8_widths_fill_tiles(config: RunConfig, world_size: int) -> str | None:
@@ -70,14 +58,12 @@ def fp8_widths_fill_tiles(config: RunConfig, world_size: int) -> str | None:
         return None
     tp, faults = config.layout.tp, []
     for key, stack in fp8_stacks(config.model):
-        gated = 2 if stack.activation == "swiglu" else 1
         heads = stack.num_attention_heads * stack.head_dim
         widths = {
             "hidden_size": stack.hidden_size,
             "heads": heads // tp,
             "queries, keys and values": (heads + 2 * stack.query_groups * stack.head_dim) // tp,
             "ffn_hidden_size": stack.ffn_size // tp,
-            "gated ffn_hidden_size": gated * stack.ffn_size // tp,
         }
         faults += [f"{key} {name} {width}" for name, width in widths.items() if width % TILE]
     if not faults:

@@ -43,16 +43,13 @@ def graphs_are_without_dropout(config: RunConfig, world_size: int) -> str | None
 
 def graphs_are_without_recomputation(config: RunConfig, world_size: int) -> str | None:
     """Recomputation saves random states through the host; that of activations needs none."""
-    memory = config.memory
-    faults = []
-    if memory.recompute == "full":
-        faults.append("memory.recompute is full")
-    if memory.token_slices > 1:
-        faults.append(f"memory.token_slices is {memory.token_slices}")
-    if not config.kernels.cuda_graphs or not faults:
+    found = {"memory.recompute=full": config.memory.recompute == "full"}
+    found[f"memory.token_slices={config.memory.token_slices}"] = config.memory.token_slices > 1
+    again = [setting for setting, is_so in found.items() if is_so]
+    if not config.kernels.cuda_graphs or not again:
         return None
     return (
-        f"kernels.cuda_graphs is true but {' and '.join(faults)}, and steps that compute layers "
+        f"kernels.cuda_graphs is true but {' and '.join(again)}, and steps that compute layers "
         "again are not recorded; a micro-batch that needs it is bound by the GPU anyway. Use "
         "kernels.cuda_graphs=false."
     )

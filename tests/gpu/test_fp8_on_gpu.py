@@ -111,6 +111,12 @@ def test_killed_run_is_bitwise_the_undisturbed_one_and_close_to_bf16(
     assert run_with_a_kill(config) == undisturbed
 
 
+def loss_of(step, batches) -> float:  # noqa: ANN001
+    """Return the mean loss of micro-batches, and leave their gradients behind."""
+    loss_sum, targets, _ = step.accumulate(batches).tolist()
+    return loss_sum / targets
+
+
 def gradients(config: RunConfig, *, weights: dict[str, Tensor] | None = None):  # noqa: ANN201
     """Return loss and gradients of the batch of step 0, from random or given weights."""
     from bt_megatron.checkpoint.state import unwrap
@@ -121,7 +127,7 @@ def gradients(config: RunConfig, *, weights: dict[str, Tensor] | None = None):  
         (chunk,) = step.chunks
         if weights is not None:
             load_named_weights(unwrap(chunk), weights)
-        loss = step.accumulate(own_batches(config, step=0)).loss
+        loss = loss_of(step, own_batches(config, step=0))
         parts = own_gradients(step.chunks, vocab_size=config.model.vocab_size)
     return loss, {name: gradient for name, [(_, gradient)] in parts.items()}
 
@@ -187,7 +193,7 @@ def losses_and_weights(config: RunConfig) -> tuple[float, float]:
             shard.name: shard.data.detach().float().cpu().clone()
             for shard in named_shards(unwrap(step.chunks[0]))
         }
-        trained = step.accumulate(own_batches(config, step=0)).loss
+        trained = loss_of(step, own_batches(config, step=0))
     fresh, _ = gradients(config, weights=weights)
     return trained, fresh
 
@@ -265,6 +271,42 @@ def test_selective_recomputation_needs_less_memory(fp8: str, one_process: None) 
     ffn, rows = 4 * 128, 32 * 256 * (1 + 5)
     activations = 6 * rows * ffn * (2 if fp8 == "none" else 1)
     assert peaks["none"] - peaks["selective"] > 0.5 * activations
+
+
+@pytest.mark.parametrize("fp8", RECIPES)
+def test_the_host_waits_for_nothing_inside_a_step(fp8: str, one_process: None) -> None:
+    from tools.layout_run import own_batches, take_steps, training_step
+
+    config = run_of(NOWHERE, NOWHERE, fp8)
+    with training_step(config) as step:
+        take_steps(step, config, range(2))
+        batches = [batch.to("cuda") for batch in own_batches(config, step=2)]
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            outcome = step.launch(batches, lr=1e-3)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert outcome.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("fp8", "recompute"),
+    [("current", "none"), ("block", "none"), ("delayed", "none"), ("current", "selective")],
+)
+def test_a_recorded_step_is_the_step(fp8: str, recompute: str, one_process: None) -> None:
+    from tools.layout_run import own_batches, take_steps, training_step
+
+    runs = []
+    for recorded in (False, True):
+        config = run_of(NOWHERE, NOWHERE, fp8, recompute=recompute)
+        config = replace(config, kernels=replace(config.kernels, cuda_graphs=recorded))
+        with training_step(config) as step:
+            losses = [result.totals.loss for result in take_steps(step, config, range(6))]
+            losses.append(step.evaluate(own_batches(config, step=9)).loss)
+            losses += [result.totals.loss for result in take_steps(step, config, range(6, 8))]
+        runs.append(losses)
+    assert runs[0] == runs[1]
 
 
 def test_evaluations_leave_no_trace_in_a_history(one_process: None) -> None:

@@ -104,13 +104,13 @@ BROKEN = [
         "graphs_are_without_recomputation",
         {"kernels.cuda_graphs": True, "memory.recompute": "full"},
         1,
-        "memory.recompute is full.*Use kernels.cuda_graphs=false",
+        "memory.recompute=full.*Use kernels.cuda_graphs=false",
     ),
     (
         "graphs_are_without_recomputation",
         {"kernels.cuda_graphs": True, "memory.token_slices": 2},
         1,
-        "memory.token_slices is 2",
+        "memory.token_slices=2, and",
     ),
     ("sizes_are_positive", {"kernels.head_chunk_tokens": 0}, 1, r"head_chunk_tokens \(0\)"),
     ("sizes_are_positive", {"model.vocab_size": 0}, 1, r"model.vocab_size \(0\) must be"),
@@ -260,7 +260,7 @@ BROKEN = [
         "fp8_is_of_transformer_engine",
         {"kernels.fp8": "current", "train.precision": "fp32", "kernels.layers": "torch"},
         1,
-        "needs train.precision=bf16 instead of fp32 and kernels.layers=transformer_engine",
+        "needs train.precision=bf16 and kernels.layers=transformer_engine. Use that",
     ),
     (
         "fp8_rows_fill_tiles",
@@ -278,7 +278,7 @@ BROKEN = [
         "fp8_widths_fill_tiles",
         {"kernels.fp8": "current", "model.token_decoder.ffn_hidden_size": 100},
         1,
-        r"\(layout.tp 1\): model.token_decoder ffn_hidden_size 100; .*multiples of 16 x tp",
+        r"\(layout.tp 1\): model.token_decoder ffn_hidden_size 100. .*multiples of 16 x tp",
     ),
     (
         "delayed_scaling_computes_nothing_again",
