@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+from megatron.core import fp8_utils
 from megatron.core.fp8_utils import get_fp8_context, get_fp8_recipe
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -88,3 +89,14 @@ def put_scales(module: Any, scales: Scales, config: TransformerConfig) -> None:
         module.fp8_meta["num_gemms"] = 1
         module.init_fp8_meta_tensors(get_fp8_recipe(config))
         module.reset_fp8_meta_tensors(scales)
+
+
+def forget_models() -> None:
+    """Make room for another model in this process.
+
+    Transformer Engine would go on with the histories of one that is gone, and with its groups.
+
+    Comm: none.
+    """
+    if fp8_utils.HAVE_TE:
+        fp8_utils.FP8GlobalStateManager.reset()

@@ -257,9 +257,9 @@ def activations(config: RunConfig) -> int:
     """Return how often feed-forward layers compute their activation in one step."""
     calls = []
 
-    def counted(layer: FeedForward, inside: Tensor) -> Tensor:
+    def counted(layer: FeedForward, product: Tensor, bias: Tensor | None) -> Tensor:
         calls.append(1)
-        return activate(layer, inside)
+        return activate(layer, product, bias)
 
     activate, FeedForward._activate = FeedForward._activate, counted
     with training_step(config) as step:

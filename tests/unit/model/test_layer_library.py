@@ -4,7 +4,6 @@
 from importlib import metadata
 
 import pytest
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from bt_megatron.config.schema import DecoderConfig, KernelConfig, LayoutConfig, TokenDecoderConfig
 from bt_megatron.errors import ConfigError
@@ -17,6 +16,7 @@ from bt_megatron.model.layer_library import (
 )
 from bt_megatron.model.transformer_config import (
     Computation,
+    StackConfig,
     decoder_stack,
     transformer_engine_settings,
 )
@@ -128,7 +128,7 @@ def test_only_the_exact_fused_activation_of_megatron_is_used(activation: str, fu
 def test_recipe_is_megatrons(fp8: str, form: str | None, recipe: str) -> None:
     settings = transformer_engine_settings(DecoderConfig(**STACK), fp8)
     del settings["apply_rope_fusion"]  # is refused where there is no Transformer Engine
-    config = TransformerConfig(**STACK, **settings)
+    config = StackConfig(**STACK, **settings)
     assert (config.fp8, config.fp8_recipe) == (form, recipe)
     assert config.disable_parameter_transpose_cache is (fp8 == "none")
     assert has_history(config) is (fp8 == "delayed")
