@@ -6,6 +6,7 @@ import json
 from bt_megatron.config.comm import step_communication
 from bt_megatron.config.comm_table import (
     CONTEXT_PARALLEL_NOTE,
+    FP8_NOTE,
     communication_lines,
     communication_mapping,
 )
@@ -60,3 +61,8 @@ def test_json_has_calls_and_sums(make_run):
     over_tp = [t for t in first["transfers"] if t["group"] == "tp"]
     assert first["groups"]["tp 2"]["total"] == sum(t["calls"] * t["bytes"] for t in over_tp)
     assert first["groups"]["tp 2"]["sent"] == sum(t["sent"] for t in over_tp)
+
+
+def test_figures_are_said_to_be_those_of_bf16(make_run):
+    assert table(make_run({"kernels.fp8": "current"}), 1)[-2:] == list(FP8_NOTE)
+    assert FP8_NOTE[0] not in table(make_run(), 1)
