@@ -15,11 +15,10 @@ REPLICAS = """
 one optimizer step of each process:
 operation       group    what for                      when         calls  bytes per call      total
 reduce_scatter  dp_cp 2  gradients                     gradients        1       1,128,960  1.077 MiB
-all_reduce      dp_cp 2  number of targets             gradients        1               4        4 B
 all_reduce      world 2  loss, targets, stop requests  end of step      1              24       24 B
 all_reduce      world 2  gradient norm                 optimizer        1               4        4 B
 all_gather      dp_cp 2  updated weights               optimizer        1         564,480  551.2 KiB
-total                                                                   5                  1.615 MiB
+total                                                                   4                  1.615 MiB
 over dp_cp 2: 1.615 MiB; around a ring 826.9 KiB leave the process
 over world 2: 28 B; around a ring 28 B leave the process"""
 """282,240 parameters, a multiple of 128, in float32 and in bf16."""
