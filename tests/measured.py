@@ -23,7 +23,12 @@ EVERYTHING = [
     Measurement(
         name="positions",
         metrics={"loss": 2.75, "in_block_0": 3.0, "in_block_1": 2.5},
-        detail={"pieces": 2, "context_length": 16, "along_context": CURVE, "standard_error": 0.1},
+        detail={
+            "pieces": 2,
+            "context_length": 16,
+            "along_context": CURVE,
+            "standard_error": {"loss": 0.1},
+        },
     ),
     Measurement(name="needle/question", metrics={"accuracy": 0.25}, detail=NEEDLE),
 ]

@@ -53,7 +53,7 @@ def _no_report(count: int) -> None:
 
 
 class ExportedModel:
-    """A `LanguageModel`: block models and GPT-NeoX models, on a GPU if there is one."""
+    """A `LanguageModel`: block models and GPT-NeoX models."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class ExportedModel:
         dtype: str | None = None,
         left_padding: int | None = None,
         batch_tokens: int | None = None,
+        device: str | None = None,
     ) -> None:
         """Load a folder.
 
@@ -70,6 +71,7 @@ class ExportedModel:
             dtype: of the computation, fp32 or bf16; None: bf16 on a GPU, fp32 on a CPU.
             left_padding: pads in front of each text; None: as the folder says.
             batch_tokens: tokens of a batch; None: `BATCH_TOKENS`.
+            device: cpu or cuda; None: a GPU if there is one.
 
         Raises:
             ConversionError: it is not an exported folder, or cannot be padded so.
@@ -86,7 +88,7 @@ class ExportedModel:
             )
         self.max_length = int(config.get("max_position_embeddings") or UNKNOWN_MAX_LENGTH)
         self.eos_id = int(config["eos_token_id"])
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = dtype or ("bf16" if self.device == "cuda" else "fp32")
         self._batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
         self._model = _load(folder, DTYPES[self.dtype]).to(self.device)

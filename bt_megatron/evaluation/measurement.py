@@ -70,9 +70,9 @@ class MeasurementFolder:
             return None
         try:
             value = orjson.loads(path.read_bytes())
-            if value["key"] != self._key(settings):
-                return None
-            return Measurement(**value["measurement"])
+            found = Measurement(**value["measurement"])
+            # Names that differ may share a file; then the later one stands in it.
+            return found if (value["key"], found.name) == (self._key(settings), name) else None
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path}: not a measurement of this program ({error}). Delete it, and it is "

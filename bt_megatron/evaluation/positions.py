@@ -72,11 +72,14 @@ def measure_positions(
             "pieces": len(pieces),
             "context_length": context_length,
             "along_context": _curve(by_place, first=unpredicted),
-            "standard_error": float(losses.mean(1).std(ddof=1) / len(pieces) ** 0.5)
-            if len(pieces) > 1
-            else None,
+            "standard_error": {"loss": _standard_error(losses.mean(1))},
         },
     )
+
+
+def _standard_error(values: NDArray[np.float64]) -> float | None:
+    """Return the standard error of a mean; None for a single value."""
+    return float(values.std(ddof=1) / values.size**0.5) if values.size > 1 else None
 
 
 def _pieces(documents: Iterator[Sequence[int]], length: int, limit: int) -> Iterator[Sequence[int]]:

@@ -36,10 +36,10 @@ def table_rows(measurements: Sequence[Measurement]) -> list[TableRow]:
     """Return the rows of the table, one a metric; name and origin stand in the first of each."""
     rows = []
     for measurement in measurements:
-        errors = measurement.detail.get("standard_error")
+        errors = measurement.detail.get("standard_error", {})
         name, over = measurement.name, _measured_on(measurement.detail)
         for metric, value in measurement.metrics.items():
-            error = errors.get(metric) if isinstance(errors, dict) else None
+            error = errors.get(metric)
             shown = "" if error is None else _number(error)
             rows.append(TableRow(name, metric, _number(value), shown, over))
             name = over = ""

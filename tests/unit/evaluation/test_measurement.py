@@ -23,6 +23,7 @@ def test_what_was_kept_is_found_by_the_same_model_with_the_same_settings(tmp_pat
     assert MeasurementFolder(tmp_path, identity={"model": "a"}).load(FOUND.name, SETTINGS) == FOUND
     assert kept.load(FOUND.name, {**SETTINGS, "limit": 1}) is None
     assert kept.load("held-out/another", SETTINGS) is None
+    assert kept.load("held-out/Pile-CC [en]", SETTINGS) is None  # its file is the same
     assert MeasurementFolder(tmp_path, identity={"model": "b"}).load(FOUND.name, SETTINGS) is None
 
 

@@ -56,6 +56,10 @@ def test_documents_take_turns_and_the_rest_is_left_out():
     found = measure(ScriptedModel(rule=rule), documents, max_pieces=3)
     assert seen == [100, 200, 132]
     assert found.detail["pieces"] == 3
+    assert found.detail["standard_error"] == {"loss": 0.0}
+    assert measure(ScriptedModel(), documents, max_pieces=1).detail["standard_error"] == {
+        "loss": None
+    }
 
 
 def test_what_cannot_be_measured():
