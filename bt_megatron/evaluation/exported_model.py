@@ -166,6 +166,7 @@ class ExportedModel:
         mask = np.zeros(ids.shape, dtype=np.bool_)
         rows, places = [], []
         for row, (tokens, request) in enumerate(zip(texts, requests, strict=True)):
+            assert len(request.continuation) < len(tokens), "the continuation was cut"
             end = pads + len(tokens)
             ids[row, pads:end] = tokens
             mask[row, pads:end] = True

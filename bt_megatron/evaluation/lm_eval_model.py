@@ -53,23 +53,31 @@ class EvaluatedModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        asked = [Request(context, continuation) for _text, context, continuation in requests]
-        return [(found.log_likelihood, found.is_greedy) for found in self._score(asked)]
+        """Answer; a continuation that the model cannot read at once (lm-eval's `hf` model refuses
+        it) is scored in windows, as a whole text is."""
+        limit = self._model.max_length
+        return [
+            (sum(found.log_likelihood for found in parts), all(found.is_greedy for found in parts))
+            for parts in self._score(
+                [
+                    [Request(context, continuation)]
+                    if len(continuation) <= limit
+                    else list(
+                        rolling_requests(continuation, first_context=context[-1], max_length=limit)
+                    )
+                    for _texts, context, continuation in requests
+                ]
+            )
+        ]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of whole texts, in windows."""
+        first, limit = self._model.eos_id, self._model.max_length
+        texts = [self.tok_encode(request.args[0]) for request in requests]
         windows = [
-            list(
-                rolling_requests(
-                    self.tok_encode(request.args[0]),
-                    first_context=self._model.eos_id,
-                    max_length=self._model.max_length,
-                )
-            )
-            for request in requests
+            list(rolling_requests(text, first_context=first, max_length=limit)) for text in texts
         ]
-        found = iter(self._score([window for text in windows for window in text]))
-        return [sum(next(found).log_likelihood for _ in text) for text in windows]
+        return [sum(part.log_likelihood for part in parts) for parts in self._score(windows)]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Return greedy continuations, each cut before the first of its stop strings."""
@@ -89,5 +97,8 @@ class EvaluatedModel(TemplateLM):
             texts.append(text)
         return texts
 
-    def _score(self, requests: list[Request]) -> list[TokenScores]:
-        return self._model.score(requests, Counter(len(requests), self._on_progress))
+    def _score(self, windows: list[list[Request]]) -> list[list[TokenScores]]:
+        """Score the windows of each text."""
+        flat = [window for text in windows for window in text]
+        found = iter(self._model.score(flat, Counter(len(flat), self._on_progress)))
+        return [[next(found) for _ in text] for text in windows]

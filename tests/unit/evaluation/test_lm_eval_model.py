@@ -74,3 +74,21 @@ def test_continuations(both):
     expected = theirs.generate_until(requests(asked), disable_tqdm=True)
 
     assert ours.generate_until(requests(asked)) == expected
+
+
+def test_a_continuation_longer_than_the_model_reads_is_scored_in_windows(both):
+    theirs, ours, _ = both
+    pair = ("the lazy dog", " " + TEXT * 4)
+    context, continuation = ours._encode_pair(*pair)
+    limit = theirs.max_length
+    assert limit < len(continuation) < 2 * limit
+    ((found, greedy),) = ours.loglikelihood(requests([pair]))
+
+    before_rest = continuation[len(continuation) - limit - 1 : limit]  # as much as fits
+    windows = [
+        (None, context[-1:], continuation[:limit]),
+        (None, before_rest, continuation[limit:]),
+    ]
+    expected = sum(log for log, _ in theirs._loglikelihood_tokens(windows, disable_tqdm=True))
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert not greedy
