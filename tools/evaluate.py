@@ -173,7 +173,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     _show(measurements)
     print(f"{out}: {', '.join(path.name for path in files)}, {PLOT}")  # noqa: T201
     if arguments.benchmark is not None:
-        write_benchmark(arguments.benchmark, _benchmark_rows(measurements, identity))
+        write_benchmark(arguments.benchmark, _benchmark_rows(parts, measurements, identity))
     if not arguments.no_tracking:
         _track(
             arguments,
@@ -214,16 +214,18 @@ def _read_source(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error}). Export the model again.") from error
 
 
-def _benchmark_rows(measurements: Sequence[Measurement], identity: Mapping[str, Any]) -> list[Row]:
+def _benchmark_rows(
+    parts: Sequence[Part], measurements: Sequence[Measurement], identity: Mapping[str, Any]
+) -> list[Row]:
     return [
         Row(
             case=f"evaluate/{measurement.name}",
             metric=metric,
             value=value,
             unit=UNITS.get(metric, "1" if metric == "accuracy" else "nats/token"),
-            detail={**measurement.detail, **identity},
+            detail={**measurement.detail, **part.settings, **identity},
         )
-        for measurement in measurements
+        for part, measurement in zip(parts, measurements, strict=True)
         for metric, value in measurement.metrics.items()
     ]
 
