@@ -18,6 +18,7 @@ from bt_megatron.errors import CheckpointError, ConversionError
 from bt_megatron.model.initialize import initialize_weights
 from bt_megatron.model.named_weights import load_named_weights
 from bt_megatron.observe.console import Console
+from bt_megatron.training.guard import GuardState
 
 
 def find_start(
@@ -52,6 +53,14 @@ def find_start(
         for difference in differences:
             console.note(f"resume: {difference}")
     return found
+
+
+def guard_state(found: Found) -> GuardState | None:
+    """Return what the guard over batches knew at a checkpoint."""
+    if found.manifest is None or not found.manifest.guard:
+        return None
+    saved = found.manifest.guard
+    return GuardState(saved["losses"], [int(step) for step in saved["skipped"]])
 
 
 def set_initial_weights(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> None:
