@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run reports to: console, metrics.jsonl, events.jsonl, MLflow. Rank 0 only."""
 
+import contextlib
 from typing import Any
 
 from bt_megatron.checkpoint.writer import Saved
 from bt_megatron.config.plan import Plan
 from bt_megatron.config.schema import RunConfig
+from bt_megatron.errors import DataError
 from bt_megatron.observe.console import Console
 from bt_megatron.observe.jsonl import BatchEvent, EventsLog, MetricsLog, rewind
 from bt_megatron.observe.mlflow_forwarder import MlflowForwarder
@@ -78,6 +80,7 @@ class Reporter:
         self._sampler.close()
         self._metrics.close()
         self._events.close()
-        plot_loss([self._folder], self._folder.loss_plot)
+        with contextlib.suppress(DataError):  # stopped before the first logged step
+            plot_loss([self._folder], self._folder.loss_plot)
         if self._forwarder is not None:
             self._forwarder.close(status=status, timeout_s=MLFLOW_CLOSE_S)

@@ -36,6 +36,7 @@ from bt_megatron.training.reporter import Reporter
 from bt_megatron.training.start import (
     find_start,
     guard_state,
+    owes_evaluation,
     resume,
     set_initial_weights,
 )
@@ -65,6 +66,8 @@ class Run:
     watch: Watch
     reporter: Reporter | None
     """Only on rank 0."""
+    owes_evaluation: bool = False
+    """Whether the evaluation that belongs to the steps taken is still to be done."""
 
     def save(self) -> None:
         """Start to write a checkpoint of the steps taken so far.
@@ -163,6 +166,7 @@ def build_run(
         stop=stop,
         watch=watch,
         reporter=reporter,
+        owes_evaluation=owes_evaluation(folder.metrics, config, step=step),
     )
 
 

@@ -196,12 +196,17 @@ class TrainingStep:
         return self._run(batches, forward_only=False)
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[MicroBatch]) -> Totals:
+    def evaluate(self, batches: Sequence[MicroBatch], *, stop_requested: bool = False) -> Totals:
         """Return the loss on micro batches without changing anything.
+
+        Args:
+            batches: this rank's micro batches.
+            stop_requested: as in `train`.
 
         Comm: the schedule's, one all-reduce of three numbers over all ranks; gathers of weights
         that the overlap has left open.
         """
+        self._stop_requested.fill_(float(stop_requested))
         for chunk in self.chunks:
             chunk.eval()
         with gathered_weights(self.chunks):
