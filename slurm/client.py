@@ -57,7 +57,7 @@ def validate(script: Path) -> str:
     """
     done = _run(["sbatch", "--test-only", str(script)])
     if done.returncode:
-        raise LaunchError(_refusal(done.stderr))
+        raise LaunchError(explain_refusal(done.stderr))
     return done.stderr.strip().removeprefix("sbatch: ")
 
 
@@ -69,7 +69,7 @@ def sbatch(script: Path, *options: str) -> str:
     """
     done = _run(["sbatch", "--parsable", *options, str(script)])
     if done.returncode:
-        raise LaunchError(_refusal(done.stderr))
+        raise LaunchError(explain_refusal(done.stderr))
     return done.stdout.strip().split(";")[0]
 
 
@@ -98,6 +98,17 @@ def scancel(job_id: str, *options: str) -> None:
         LaunchError: Slurm does not do it.
     """
     done = _run(["scancel", *options, job_id])
+    if done.returncode:
+        raise LaunchError(f"job {job_id}: {_words(done.stderr)}")
+
+
+def release(job_id: str) -> None:
+    """Let a job run that Slurm holds, e.g. after it could not be started.
+
+    Raises:
+        LaunchError: Slurm does not do it.
+    """
+    done = _run(["scontrol", "release", job_id])
     if done.returncode:
         raise LaunchError(f"job {job_id}: {_words(done.stderr)}")
 
@@ -135,7 +146,8 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
         ) from error
 
 
-def _refusal(stderr: str) -> str:
+def explain_refusal(stderr: str) -> str:
+    """Say why sbatch refuses a job, which keys to look at, and how to find the right values."""
     said = _words(stderr)
     for pattern, keys, lookup in REMEDIES:
         if re.search(pattern, said, re.IGNORECASE):

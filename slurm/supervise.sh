@@ -4,7 +4,8 @@
 #
 # The lines before this set, as shell variables:
 #   run            folder of the run                command        array: what each process runs
-#   srun_options   array: further options of srun   script         this script, to submit it again
+#   srun_options   array: further options of srun   script         this script (and its arguments), to
+#                                                                  submit it again
 #   next_job       requeue | chain                  save_within    seconds that a save may take
 #   fruitless_attempts, node_failures               limits, see slurm/cluster.py
 #
@@ -70,9 +71,13 @@ launch() {
         "${srun_options[@]}" bash -c '
         export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
         exits=$1; shift
-        trap : USR1 TERM  # for the process that this shell waits for, which saves and ends
-        "$@"
-        code=$?
+        # Slurm may signal this shell alone: it passes on what asks to save and end.
+        pass_on() { interrupted=1; kill -"$1" "$process" 2>/dev/null; }
+        trap "pass_on USR1" USR1
+        trap "pass_on TERM" TERM
+        "$@" &
+        process=$!
+        while interrupted=; wait "$process"; code=$?; [[ $interrupted ]]; do :; done
         [[ $code == 0 ]] || echo "$code ${SLURMD_NODENAME:-?}" >"$exits/$RANK"
         exit "$code"
     ' rank "$logs/exits" "${command[@]}" &
@@ -127,7 +132,7 @@ avoided() {
 chain() {
     local unset=() name successor
     while read -r name; do [[ $name == SLURM_CONF ]] || unset+=(-u "$name"); done < <(compgen -e | grep -E '^(SLURM|SRUN|SBATCH)_')
-    successor=$(timeout 60 env "${unset[@]}" sbatch --parsable --dependency="afterany:$SLURM_JOB_ID" "$@" "$script") || return 1
+    successor=$(timeout 60 env "${unset[@]}" sbatch --parsable --dependency="afterany:$SLURM_JOB_ID" "$@" "${script[@]}") || return 1
     printf '{"time": %s, "job": "%s", "via": "chain"}\n' "$(date +%s.%N)" "$successor" >>"$records/jobs.jsonl"
     say "job $successor goes on after this one"
 }
@@ -155,7 +160,7 @@ leave_bad_nodes() {
     [[ -n $bad ]] || return 0
     here=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -Fx "$(tr ',' '\n' <<<"$bad")" | paste -sd,)
     [[ -n $here ]] || return 0
-    if timeout 60 sbatch --test-only --exclude="$bad" "$script" >/dev/null 2>&1 && chain --exclude="$bad"; then
+    if timeout 60 sbatch --test-only --exclude="$bad" "${script[@]}" >/dev/null 2>&1 && chain --exclude="$bad"; then
         say "leaving $here: failed $node_failures times or more"
         exit 0
     fi
@@ -177,17 +182,16 @@ close_interrupted() {
 
 # Counts attempts that fail without a new checkpoint; gives up when there are too many.
 require_progress() {
-    local count=0 step=-1 now
+    local now
     now=$(saved_step)
-    [[ -e $records/fruitless ]] && read -r count step <"$records/fruitless"
-    ((now > step)) && count=0
-    count=$((count + 1))
-    echo "$count $now" >"$records/fruitless"
-    if ((count >= fruitless_attempts)); then
-        say "giving up: $count attempts in a row failed without a new checkpoint (step $now); $1. See $logs"
+    ((now > fruitless_step)) && fruitless=0
+    fruitless=$((fruitless + 1)) fruitless_step=$now
+    echo "$fruitless $now" >"$records/fruitless"
+    if ((fruitless >= fruitless_attempts)); then
+        say "giving up: $fruitless attempts in a row failed without a new checkpoint (step $now); $1. See $logs"
         exit "$((code > 0 ? code : 1))"
     fi
-    ((count == 1)) || sleep $((5 * (count - 1)))
+    ((fruitless == 1)) || sleep $((5 * (fruitless - 1)))
 }
 
 # Says in one phrase why an attempt ended; sets `cause`.
@@ -207,6 +211,7 @@ explain() {
 
 trap on_ask USR1
 trap on_end TERM
+read -r fruitless fruitless_step < <(cat "$records/fruitless" 2>/dev/null || echo '0 -1')
 close_interrupted
 while :; do
     [[ -n $ending ]] && exit 75

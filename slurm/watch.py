@@ -32,7 +32,7 @@ def status(records: Records) -> dict[str, Any]:
     job = jobs[-1]
     attempts = records.attempts()
     newest = next(complete_checkpoints(records.folder.checkpoints), None)
-    last = _last_step(records.folder.metrics)
+    last = last_step(records.folder.metrics)
     return {
         "run_dir": str(records.folder.path),
         "job": job.job,
@@ -98,12 +98,15 @@ def cancel(records: Records, *, now: bool) -> dict[str, Any]:
 
 
 def resume(records: Records) -> dict[str, Any]:
-    """Submit the script of a run again.
+    """Submit the script of a run again, or release its job if Slurm holds it.
 
     Raises:
         LaunchError: a job of it is waiting or running, or Slurm refuses it.
     """
     state = live_job(records)
+    if state is not None and "held" in state.reason.lower():
+        client.release(state.job_id)
+        return {"job": state.job_id, "log": str(_log(records, records.jobs()[-1]))}
     if state is not None:
         raise LaunchError(
             f"{records.folder.path}: job {state.job_id} of this run is {state.state}. It goes on "
@@ -128,7 +131,7 @@ def _state(job: Job) -> dict[str, Any]:
     }
 
 
-def _last_step(metrics: Path) -> dict[str, Any]:
+def last_step(metrics: Path) -> dict[str, Any]:
     """Return the newest record of a step, or an empty one."""
     if not metrics.exists():
         return {}
