@@ -192,6 +192,9 @@ require_progress() {
         exit "$((code > 0 ? code : 1))"
     fi
     ((fruitless == 1)) || sleep $((5 * (fruitless - 1)))
+    # An attempt on a node that was lost may still be ending; its ranks notice that within 30 s.
+    [[ $causes =~ ' '10' ' ]] && sleep 30
+    return 0
 }
 
 # Says in one phrase why an attempt ended; sets `cause`.
