@@ -5,6 +5,7 @@ job.sbatch      the script; Slurm gets this file
 jobs.jsonl      one line a job that was submitted
 attempts.jsonl  one line when an attempt starts, one when it ends
 failed_nodes    one line a failure of a node
+fruitless       attempts in a row without progress
 stop            there while the run is not to go on
 """
 
@@ -48,6 +49,11 @@ class Records:
     def script(self) -> Path:
         """The sbatch script."""
         return self.path / "job.sbatch"
+
+    @property
+    def fruitless(self) -> Path:
+        """Attempts without progress so far; it goes when a person starts the run anew."""
+        return self.path / "fruitless"
 
     @property
     def stop(self) -> Path:

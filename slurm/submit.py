@@ -135,6 +135,7 @@ def keep_script(job: TrainingJob) -> None:
     try:
         records.path.mkdir(parents=True, exist_ok=True)
         records.stop.unlink(missing_ok=True)
+        records.fruitless.unlink(missing_ok=True)
         write_atomically(records.script, job.script.encode())
         write_atomically(records.path / "code.diff", _changes().encode())
     except OSError as error:

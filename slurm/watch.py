@@ -114,6 +114,7 @@ def resume(records: Records) -> dict[str, Any]:
         )
     client.validate(records.script)
     records.stop.unlink(missing_ok=True)
+    records.fruitless.unlink(missing_ok=True)
     job = submit_script(records)
     return {"job": job, "log": str(records.path / f"job-{job}.log")}
 
