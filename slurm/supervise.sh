@@ -93,7 +93,7 @@ launch() {
 failed_nodes() {
     {
         cat "$logs"/exits/* 2>/dev/null | awk '$1 > 128 && $1 != 130 && $1 != 138 && $1 != 143 {print $2}'
-        cat "$logs/faults/nodes" 2>/dev/null
+        cut -d. -f1 "$logs/faults/hosts" 2>/dev/null
     } | sort -u
 }
 

@@ -3,8 +3,10 @@
 
 from typing import Literal
 
+import torch
 import torch.distributed as dist
 
+from bt_megatron.training.guarded_step import guarded_step
 from bt_megatron.training.run import Run
 from bt_megatron.training.schedule import learning_rate
 from bt_megatron.training.step import StepResult
@@ -15,12 +17,13 @@ Ended = Literal["complete", "stopped"]
 def train(run: Run) -> Ended:
     """Take optimizer steps until the run is complete or asked to stop.
 
-    A stop is agreed on by all ranks at the end of a step, and a checkpoint of
-    that step is written before this returns.
+    A stop is agreed on by all ranks at the end of a step, and a checkpoint of that step is
+    written before this returns. One that came during the start ends the run before any step:
+    the checkpoint that it started from is still the newest.
 
     Comm: inside the parts; must be called by all ranks.
     """
-    stopping = False
+    stopping = _any_asked_to_stop(run)
     while run.step < run.plan.steps and not stopping:
         result = _take_step(run)
         stopping = result.totals.stop_requests > 0
@@ -43,14 +46,22 @@ def train(run: Run) -> Ended:
     return "stopped" if run.step < run.plan.steps else "complete"
 
 
+def _any_asked_to_stop(run: Run) -> bool:
+    """Return whether any rank was asked to stop by now.
+
+    Comm: all-reduce of one number over all ranks.
+    """
+    asked = torch.tensor(float(run.stop.is_set), device=torch.cuda.current_device())
+    dist.all_reduce(asked)
+    return bool(asked.item() > 0)
+
+
 def _take_step(run: Run) -> StepResult:
     run.watch.enter("data", step=run.step + 1)
     with run.meter.waiting():
         batches = next(run.batches)
     run.watch.enter("step", step=run.step + 1)
-    result = run.training.train(
-        batches, step=run.step, lr=_rate(run, run.step), stop_requested=run.stop.is_set
-    )
+    result = guarded_step(run, batches, lr=_rate(run, run.step))
     run.step += 1
     run.meter.count_step()
     return result
@@ -66,6 +77,7 @@ def _log(run: Run, result: StepResult) -> None:
         loss=result.totals.loss,
         grad_norm=result.grad_norm,
         lr=_rate(run, run.step - 1),
+        skipped_steps=run.guard.skipped_here,
     )
     if run.reporter is not None:
         run.reporter.step(record)

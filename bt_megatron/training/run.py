@@ -30,9 +30,16 @@ from bt_megatron.parallel.groups import build_groups, start_processes
 from bt_megatron.training.chunk import build_chunks, build_optimizer, gathered_weights
 from bt_megatron.training.datasets import RunData, open_data
 from bt_megatron.training.evaluate import Evaluation
+from bt_megatron.training.guard import BatchGuard
 from bt_megatron.training.meter import Meter
 from bt_megatron.training.reporter import Reporter
-from bt_megatron.training.start import find_start, resume, set_initial_weights
+from bt_megatron.training.start import (
+    condemned_steps,
+    find_start,
+    guard_state,
+    resume,
+    set_initial_weights,
+)
 from bt_megatron.training.step import TrainingStep
 from bt_megatron.training.stop import StopRequest
 from bt_megatron.versions import read_versions
@@ -53,6 +60,7 @@ class Run:
     evaluation: Evaluation
     checkpoints: CheckpointWriter
     meter: Meter
+    guard: BatchGuard
     stop: StopRequest
     watch: Watch
     reporter: Reporter | None
@@ -82,6 +90,7 @@ class Run:
             world_size=self.plan.world_size,
             data_fingerprint=self.data.fingerprint,
             versions=read_versions(),
+            guard=asdict(self.guard.state),
             files={},
         )
 
@@ -91,6 +100,7 @@ def build_run(
     plan: Plan,
     console: Console,
     *,
+    stop: StopRequest,
     watch: Watch,
     resume_allow: Sequence[str] = (),
 ) -> Run:
@@ -100,6 +110,7 @@ def build_run(
         loaded: the configuration.
         plan: what follows from it.
         console: for people.
+        stop: listening already.
         watch: started here, as soon as there are other ranks to watch.
         resume_allow: keys that may differ from the saved run.
 
@@ -109,7 +120,6 @@ def build_run(
     Comm: must be called by all ranks.
     """
     config = loaded.config
-    stop = StopRequest()
     start_processes()
     folder = RunFolder.of(config)
     watch.start(config.faults, folder.faults)
@@ -129,6 +139,7 @@ def build_run(
     if found.folder is None:
         set_initial_weights(config, chunks)
     optimizer = build_optimizer(config, chunks)
+    guard = BatchGuard(config.faults, guard_state(found), condemned_steps(folder.events))
     step = resume(found, config, plan, chunks, optimizer, data_fingerprint=data.fingerprint)
     training = TrainingStep(config, stages, chunks, optimizer)
     reporter = None
@@ -146,6 +157,7 @@ def build_run(
         evaluation=Evaluation(data.validation, training, data.byte_lengths),
         checkpoints=CheckpointWriter(folder.checkpoints, config.checkpoint),
         meter=Meter(plan),
+        guard=guard,
         stop=stop,
         watch=watch,
         reporter=reporter,

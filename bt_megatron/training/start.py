@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
@@ -18,6 +20,8 @@ from bt_megatron.errors import CheckpointError, ConversionError
 from bt_megatron.model.initialize import initialize_weights
 from bt_megatron.model.named_weights import load_named_weights
 from bt_megatron.observe.console import Console
+from bt_megatron.observe.jsonl import read_lines
+from bt_megatron.training.guard import GuardState
 
 
 def find_start(
@@ -52,6 +56,31 @@ def find_start(
         for difference in differences:
             console.note(f"resume: {difference}")
     return found
+
+
+def guard_state(found: Found) -> GuardState | None:
+    """Return what the guard over batches knew at a checkpoint."""
+    if found.manifest is None or not found.manifest.guard:
+        return None
+    saved = found.manifest.guard
+    return GuardState(saved["losses"], [int(step) for step in saved["skipped"]])
+
+
+def condemned_steps(events: Path) -> list[int]:
+    """Return the steps, from 1, that an earlier attempt has condemned.
+
+    Args:
+        events: the file of the run's events.
+
+    Comm: a broadcast from rank 0; must be called by all ranks.
+    """
+    steps: list[list[int] | None] = [None]
+    if dist.get_rank() == 0:
+        values = (line.value or {} for line in read_lines(events))
+        steps = [[value["step"] for value in values if value.get("event") == "condemned"]]
+    dist.broadcast_object_list(steps, src=0, device=torch.device(torch.cuda.current_device()))
+    assert steps[0] is not None, "rank 0 sends a list"
+    return steps[0]
 
 
 def set_initial_weights(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> None:

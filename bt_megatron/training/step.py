@@ -46,7 +46,9 @@ class StepResult:
 
     totals: Totals
     grad_norm: float | None
-    """Norm of the gradient before clipping; None if clipping is off."""
+    """Norm of the gradient before clipping; None if clipping is off, or without an update."""
+    is_applied: bool = True
+    """Whether the weights were updated."""
 
 
 class TrainingStep:
@@ -84,30 +86,32 @@ class TrainingStep:
         self.chunks[0].config.grad_scale_func = optimizer.scale_loss
 
     def train(
-        self, batches: Sequence[MicroBatch], *, step: int, lr: float, stop_requested: bool = False
+        self,
+        batches: Sequence[MicroBatch],
+        *,
+        step: int,
+        lr: float,
+        loss_limit: float = float("inf"),
+        stop_requested: bool = False,
     ) -> StepResult:
-        """Take one optimizer step.
+        """Take one optimizer step, unless the loss is not finite or above a limit.
 
         Args:
             batches: this rank's micro batches.
             step: number of the step from 0, for messages.
             lr: learning rate of the step.
+            loss_limit: above it the weights stay as they are.
             stop_requested: whether this process was asked to stop; the sum over all ranks
                 comes back in the totals, so that all know it at the same step.
 
         Raises:
-            TrainingError: loss or gradient is not finite. With a loss that is not finite, the
-                weights are those of the step before.
+            TrainingError: the gradient is not finite, and the weights are lost.
 
         Comm: the schedule's, the optimizer's, one all-reduce of three numbers over all ranks.
         """
         totals = self.accumulate(batches, stop_requested=stop_requested)
-        if not _is_finite(totals.loss):
-            raise TrainingError(
-                f"step {step}: the loss is {totals.loss}. The weights are still those before "
-                "this step. Start again from the last checkpoint with a lower optimizer.lr or "
-                "another data.seed."
-            )
+        if not (_is_finite(totals.loss) and totals.loss <= loss_limit):
+            return StepResult(totals, None, is_applied=False)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         succeeded, norm, _ = self.optimizer.step()
@@ -115,7 +119,7 @@ class TrainingStep:
         if not succeeded or (grad_norm is not None and not _is_finite(grad_norm)):
             raise TrainingError(
                 f"step {step}: the gradient norm is {grad_norm} at a loss of {totals.loss:.4f}. "
-                "Start again from the last checkpoint with a lower optimizer.lr."
+                "Start the same command again: it resumes before this step and leaves it out."
             )
         return StepResult(totals, grad_norm)
 
