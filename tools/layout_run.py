@@ -20,6 +20,7 @@ from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.stages import resolve_stages
 from bt_megatron.data.batches import MicroBatch, build_micro_batch
 from bt_megatron.data.packing import Sample
+from bt_megatron.model.fp8 import forget_models
 from bt_megatron.model.initialize import initialize_weights
 from bt_megatron.model.layer_library import choose_layers
 from bt_megatron.model.named_weights import named_shards
@@ -85,6 +86,7 @@ def training_step(config: RunConfig) -> Iterator[TrainingStep]:
         yield step
         _release(step)
     finally:
+        forget_models()
         parallel_state.destroy_model_parallel()
 
 

@@ -36,7 +36,8 @@ class Case:
     @property
     def precision(self) -> str:
         """As case names have it."""
-        return self.config.train.precision
+        kernels = self.config.kernels
+        return self.config.train.precision if kernels.fp8 == "none" else "fp8"
 
 
 def read_case(text: str, *, world_size: int) -> Case:
@@ -68,8 +69,9 @@ def read_case(text: str, *, world_size: int) -> Case:
         replicas = world_size // config.layout.replica_size
         once = replicas * config.batch.micro_batch_size
         config = replace(config, batch=replace(config.batch, global_batch_size=once))
-    case = f"train/{model}/{config.train.precision}"
-    return Case(f"{case}/{settings}" if settings else case, config, make_plan(config, world_size))
+    case = Case("", config, make_plan(config, world_size))
+    name = f"train/{model}/{case.precision}"
+    return replace(case, name=f"{name}/{settings}" if settings else name)
 
 
 def _put(mapping: dict[str, Any], setting: str) -> None:

@@ -64,7 +64,7 @@ def load_checkpoint(
     own: RunConfig,
     same_world: bool,
 ) -> None:
-    """Load weights and optimizer state, and random states if the layout is the same.
+    """Load weights, optimizer state and FP8 scales, and random states if the layout is the same.
 
     Args:
         folder: a whole checkpoint.
@@ -80,7 +80,13 @@ def load_checkpoint(
     Comm: reads are shared over all ranks; must be called by all.
     """
     same_layout = same_world and saved.layout == own.layout
-    state = sharded_state(chunks, optimizer, is_loading=True, with_random=same_layout)
+    state = sharded_state(
+        chunks,
+        optimizer,
+        is_loading=True,
+        with_random=same_layout,
+        with_scales=saved.kernels.fp8 == own.kernels.fp8,
+    )
     was_sharded, is_sharded = (c.layout.distributed_optimizer for c in (saved, own))
     own_form = copy_structure(state["optimizer"])
     if was_sharded != is_sharded:

@@ -2,8 +2,8 @@
 """What a checkpoint holds, as Megatron's sharded state dict.
 
 Weights and optimizer state are stored as whole tensors by name, so they load
-in any layout. Random states belong to one rank of one layout and are loaded
-only there.
+in any layout, and so do the scales of delayed FP8 scaling (scales.py). Random
+states belong to one rank of one layout and are loaded only there.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
+from bt_megatron.checkpoint.scales import load_scales, sharded_scales
 from bt_megatron.model.named_weights import SHARDING, clear_vocabulary_padding
 from bt_megatron.model.weight_names import is_module_state
 
@@ -35,6 +36,7 @@ def sharded_state(
     *,
     is_loading: bool,
     with_random: bool = True,
+    with_scales: bool = True,
 ) -> dict[str, Any]:
     """Return the sharded state dict of this rank.
 
@@ -43,6 +45,7 @@ def sharded_state(
         optimizer: their optimizer.
         is_loading: whether it is to be filled from a checkpoint.
         with_random: whether random states are part of it.
+        with_scales: whether the scales of delayed FP8 scaling are, where there are some.
 
     Comm: the optimizer gathers its shards over the data-parallel group when saving.
     """
@@ -59,6 +62,8 @@ def sharded_state(
     state["optimizer"] = optimizer.sharded_state_dict(
         dict(state), is_loading=is_loading, metadata=metadata
     )
+    if with_scales and (scales := sharded_scales([unwrap(chunk) for chunk in chunks])):
+        state["fp8_scales"] = scales
     if with_random:
         state["random"] = _sharded_random()
     return state
@@ -67,7 +72,7 @@ def sharded_state(
 def load_state(
     chunks: Sequence[nn.Module], optimizer: MegatronOptimizer, state: dict[str, Any]
 ) -> None:
-    """Fill weights, optimizer and random states from a loaded state dict.
+    """Fill weights, optimizer, FP8 scales and random states from a loaded state dict.
 
     Comm: none.
     """
@@ -79,6 +84,8 @@ def load_state(
         clear_vocabulary_padding(stage, vocab_size=stage.model.vocab_size)
     with torch.no_grad():
         optimizer.load_state_dict(state["optimizer"])
+    if "fp8_scales" in state:
+        load_scales([unwrap(chunk) for chunk in chunks], state["fp8_scales"])
     if "random" in state:
         set_random_state(state["random"])
 

@@ -9,6 +9,12 @@ from bt_megatron.config.schema import ModelConfig, RunConfig
 
 GIB = 2**30
 """Bytes."""
+_RECOMPUTED = {
+    "none": "",
+    "selective": "; activations of feed-forward layers computed again in backward",
+    "full": "; layers computed again in backward",
+}
+"""What `memory.recompute` adds to the line about memory."""
 
 
 def plan_lines(plan: Plan, config: RunConfig) -> list[str]:
@@ -26,7 +32,7 @@ def plan_lines(plan: Plan, config: RunConfig) -> list[str]:
         ),
         "steps": f"{plan.steps:,}, {_short(plan.total_tokens, 'TBMk')} tokens in all",
         "schedule": _schedule(config),
-        "precision": config.train.precision,
+        "precision": _precision(config),
         "flops": (
             f"{_short(plan.flops.training_per_token)} per token with full attention "
             f"({_short(plan.flops_causal.training_per_token)} causal), {flops.FORMULA}; "
@@ -45,8 +51,8 @@ def device_line(fit: Fit, config: RunConfig) -> str:
     facts = f"{fit.device.name}: {verdict}, {needed} with what is outside of torch"
     if fit.largest_micro_batch is None:
         facts += (
-            f"; not even one sequence does ({fit.largest_gib:.1f} GiB): use memory.recompute=full, "
-            "memory.token_slices, or a larger layout.tp or layout.pp"
+            f"; not even one sequence does ({fit.largest_gib:.1f} GiB): use memory.recompute="
+            "selective or full, memory.token_slices, or a larger layout.tp or layout.pp"
         )
     elif fit.largest_micro_batch == config.batch.micro_batch_size:
         facts += "; a larger micro-batch does not"
@@ -127,11 +133,20 @@ def _schedule(config: RunConfig) -> str:
     )
 
 
+def _precision(config: RunConfig) -> str:
+    if config.kernels.fp8 == "none":
+        return config.train.precision
+    return (
+        f"{config.train.precision}; products of the decoders' layers in FP8, {config.kernels.fp8} "
+        "scaling; MFU counts against the bf16 peak"
+    )
+
+
 def _memory(plan: Plan, config: RunConfig) -> str:
     index, memory = plan.fullest_process, config.memory
     estimate = plan.processes[index].memory
     where = f" on pipeline rank {index}" if len(plan.processes) > 1 else ""
-    saved = "; layers computed again in backward" if memory.recompute == "full" else ""
+    saved = _RECOMPUTED[memory.recompute]
     if memory.token_slices > 1:
         saved += f"; token decoder in {memory.token_slices} slices"
     return (
@@ -141,7 +156,7 @@ def _memory(plan: Plan, config: RunConfig) -> str:
 
 def _memory_parts(estimate: MemoryEstimate) -> str:
     parts = {
-        "weights": estimate.weights + estimate.main_weights,
+        "weights": estimate.weights + estimate.main_weights + estimate.fp8_weights,
         "gradients": estimate.gradients,
         "optimizer": estimate.optimizer,
         "activations": estimate.activations,

@@ -14,6 +14,10 @@ CONTEXT_PARALLEL_NOTE = (
     "Where Transformer Engine computes the layers (kernels.layers), keys and values and their",
     "gradients pass around the cp group from process to process instead of being gathered.",
 )
+FP8_NOTE = (
+    "With kernels.fp8 these are the figures of bf16. Under sequence parallelism inputs of layers",
+    "are gathered in one byte per value; beside them go maxima, by which tensors are scaled.",
+)
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -31,6 +35,8 @@ def communication_lines(processes: Sequence[Sequence[Transfer]], config: RunConf
         lines += _table(transfers) if transfers else ["nothing is sent"]
     if config.layout.cp > 1 and config.kernels.layers != "torch":
         lines += ["", *CONTEXT_PARALLEL_NOTE]
+    if config.kernels.fp8 != "none":
+        lines += ["", *FP8_NOTE]
     return lines
 
 

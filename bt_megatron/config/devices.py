@@ -8,9 +8,11 @@ measurement, and beside it what a process takes of a device outside of torch.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from bt_megatron.config.fp8_rules import fp8_rows_fill_tiles
 from bt_megatron.config.memory import estimate_memory
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.stages import resolve_stages
+from bt_megatron.errors import ConfigError
 
 GIB = 2**30
 
@@ -23,12 +25,14 @@ class Device:
     """As people write it."""
     memory_gib: float
     """What torch reports as the total capacity of one such device (its out-of-memory message)."""
+    fp8: bool
+    """Whether it multiplies in FP8 (Ada, Hopper and newer do)."""
 
 
 DEVICES: dict[str, Device] = {
-    "a100-40gb": Device("A100 40GB", 39.39),
-    "a100-80gb": Device("A100 80GB", 79.15),
-    "h100-80gb": Device("H100 80GB", 79.18),
+    "a100-40gb": Device("A100 40GB", 39.39, fp8=False),
+    "a100-80gb": Device("A100 80GB", 79.15, fp8=False),
+    "h100-80gb": Device("H100 80GB", 79.18, fp8=True),
 }
 """By the name that `plan --device` takes. The H100's figure was read on one; the A100's are
 those of published logs."""
@@ -63,8 +67,18 @@ def fit(config: RunConfig, *, device: str, dp: int) -> Fit:
         config: A run that keeps all rules.
         device: Key of DEVICES.
         dp: Data-parallel size.
+
+    Raises:
+        ConfigError: the run multiplies in FP8, which the device cannot.
     """
     kind = DEVICES[device]
+    if config.kernels.fp8 != "none" and not kind.fp8:
+        able = ", ".join(key for key, other in DEVICES.items() if other.fp8)
+        raise ConfigError(
+            f"kernels.fp8={config.kernels.fp8}: {kind.name} has no products in FP8. Use "
+            f"kernels.fp8=none, which trains in {config.train.precision}, or a device that has "
+            f"them ({able})."
+        )
     needs = {size: needed_gib(changed, dp=dp) for size, changed in _micro_batches(config, dp)}
     fitting = [size for size, needed in needs.items() if needed <= kind.memory_gib]
     largest = max(fitting, default=None)
@@ -83,10 +97,13 @@ def needed_gib(config: RunConfig, *, dp: int) -> float:
 def _micro_batches(config: RunConfig, dp: int) -> Iterator[tuple[int, RunConfig]]:
     """Yield the micro-batches that a replica's share of the global batch divides into.
 
-    With virtual stages their number stays a multiple of pp (layout_rules.py).
+    With virtual stages their number stays a multiple of pp (layout_rules.py), and with FP8 the
+    rows fill tiles (fp8_rules.py).
     """
     share = config.batch.global_batch_size // dp
     group = config.layout.pp if config.layout.vpp > 1 else 1
     for size in range(1, share + 1):
         if share % (size * group) == 0:
-            yield size, replace(config, batch=replace(config.batch, micro_batch_size=size))
+            changed = replace(config, batch=replace(config.batch, micro_batch_size=size))
+            if fp8_rows_fill_tiles(changed, dp) is None:
+                yield size, changed

@@ -86,6 +86,16 @@ def is_t5(model: ModelConfig) -> bool:
     return model.token_decoder is not None and model.token_decoder.strategy == "cross_attention"
 
 
+def fp8_stacks(model: ModelConfig) -> Iterator[tuple[str, DecoderConfig]]:
+    """Yield the stacks whose products `kernels.fp8` puts in FP8, with the key of their section.
+
+    A T5 token decoder is of plain torch modules and stays in bf16, as do embedders.
+    """
+    for key, stack in stacks(model):
+        if key != "model.embedder" and not (key == "model.token_decoder" and is_t5(model)):
+            yield key, stack
+
+
 def layer_letters(model: ModelConfig) -> str:
     """Return the model as letters of a layout string, e.g. EbbbtttL; EttttttL if vanilla."""
     if not model.is_block:

@@ -42,14 +42,14 @@ def graphs_are_without_dropout(config: RunConfig, world_size: int) -> str | None
 
 
 def graphs_are_without_recomputation(config: RunConfig, world_size: int) -> str | None:
-    """Recomputation saves random states through the host."""
-    memory = config.memory
-    if not config.kernels.cuda_graphs or (memory.recompute == "none" and memory.token_slices == 1):
+    """Recomputation saves random states through the host; that of activations needs none."""
+    found = {"memory.recompute=full": config.memory.recompute == "full"}
+    found[f"memory.token_slices={config.memory.token_slices}"] = config.memory.token_slices > 1
+    again = [setting for setting, is_so in found.items() if is_so]
+    if not config.kernels.cuda_graphs or not again:
         return None
-    key = "memory.recompute" if memory.recompute != "none" else "memory.token_slices"
-    value = memory.recompute if memory.recompute != "none" else memory.token_slices
     return (
-        f"kernels.cuda_graphs is true but {key} is {value}, and steps that compute parts again are "
-        "not recorded; a micro-batch that needs it is bound by the GPU anyway. Use "
+        f"kernels.cuda_graphs is true but {' and '.join(again)}, and steps that compute layers "
+        "again are not recorded; a micro-batch that needs it is bound by the GPU anyway. Use "
         "kernels.cuda_graphs=false."
     )

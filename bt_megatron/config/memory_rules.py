@@ -9,14 +9,14 @@ def layers_with_a_relative_bias_are_not_recomputed(
     config: RunConfig, world_size: int
 ) -> str | None:
     """T5's layers share one bias, whose gradient cannot pass through the layers' own passes."""
-    if config.memory.recompute == "none" or config.memory.token_slices > 1:
+    if config.memory.recompute != "full" or config.memory.token_slices > 1:
         return None
     if not is_t5(config.model):
         return None
     return (
         "memory.recompute=full computes each layer again by itself, but the token layers of "
         "cross_attention (T5) share one relative bias. Use memory.token_slices=2 or more, which "
-        "computes them again together, or memory.recompute=none."
+        "computes them again together, or memory.recompute=selective."
     )
 
 

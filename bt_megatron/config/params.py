@@ -4,7 +4,7 @@
 Vocabulary padding for tensor parallelism is not counted. Shapes: [out, in].
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from bt_megatron.config.geometry import (
     T5_BUCKETS,
@@ -128,6 +128,12 @@ def layer_parameters(stack: DecoderConfig, *, t5: bool = False) -> int:
     if t5:
         count += 4 * linear(width, width, bias=stack.bias) + norm_parameters(stack)
     return count
+
+
+def layer_matrices(stack: DecoderConfig) -> int:
+    """Count the weights that one layer multiplies by, biases and norms left out; not for T5."""
+    norms = 2 * norm_parameters(stack)
+    return layer_parameters(replace(stack, bias=False)) - norms
 
 
 def norm_parameters(stack: DecoderConfig) -> int:

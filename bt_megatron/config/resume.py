@@ -30,6 +30,7 @@ CLASSES: dict[str, Kind] = {
     "layout": "allowed",
     "memory": "allowed",
     "kernels": "allowed",
+    "kernels.fp8": "refused",
     "batch.micro_batch_size": "allowed",
     "batch.global_batch_size": "refused",
     "model": "refused",

@@ -3,10 +3,17 @@
 
 A rule is a function (config, world_size) -> message or None, named after what must
 hold. Where the rules are written: `value_rules.py` (one key at a time),
-`model_rules.py`, `layout_rules.py`, `memory_rules.py`, `graph_rules.py`.
+`model_rules.py`, `layout_rules.py`, `memory_rules.py`, `fp8_rules.py`, `graph_rules.py`.
 """
 
-from bt_megatron.config import graph_rules, layout_rules, memory_rules, model_rules, value_rules
+from bt_megatron.config import (
+    fp8_rules,
+    graph_rules,
+    layout_rules,
+    memory_rules,
+    model_rules,
+    value_rules,
+)
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.suggest import Rule, suggestion_lines
 from bt_megatron.errors import ConfigError
@@ -53,7 +60,15 @@ LAYOUT: tuple[Rule, ...] = (
 )
 """How the layout fits model, sequence, batch and processes: another layout can repair it."""
 
-RELATIONS: tuple[Rule, ...] = (*MODEL, *LAYOUT)
+FP8: tuple[Rule, ...] = (
+    fp8_rules.fp8_is_of_transformer_engine,
+    fp8_rules.fp8_rows_fill_tiles,
+    fp8_rules.fp8_widths_fill_tiles,
+    fp8_rules.delayed_scaling_computes_nothing_again,
+)
+"""What products in FP8 need; each says itself what to use."""
+
+RELATIONS: tuple[Rule, ...] = (*MODEL, *LAYOUT, *FP8)
 """What is not tried if STRUCTURE is broken."""
 
 RULES: tuple[Rule, ...] = (
@@ -90,5 +105,5 @@ def check(config: RunConfig, *, world_size: int) -> None:
         if broken.keys() & set(MODEL):
             lines.append("(layouts are suggested once model and sequence fit together)")
         else:
-            lines += suggestion_lines(config, world_size, LAYOUT)
+            lines += suggestion_lines(config, world_size, (*LAYOUT, *FP8))
     raise ConfigError("\n".join(lines))

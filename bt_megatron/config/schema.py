@@ -213,8 +213,9 @@ class LayoutConfig:
 class MemoryConfig:
     """What is computed again in the backward pass instead of being kept."""
 
-    recompute: Literal["none", "full"] = "none"
-    """full: keep only the input of each layer, and compute the layer again."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """selective: compute the activation inside each feed-forward layer again, which costs no
+    product; full: keep only the input of each layer, and compute the layer again."""
     token_slices: int = 1
     """Run the token decoder on this many parts of the blocks, one after the other; only the
     inputs are kept, and memory shrinks with the number of parts."""
@@ -226,6 +227,10 @@ class KernelConfig:
 
     layers: Literal["auto", "torch", "transformer_engine"] = "auto"
     """Norms, linear layers and attention; auto: Transformer Engine in bf16 on a GPU that has it."""
+    fp8: Literal["none", "current", "delayed", "block"] = "none"
+    """Products of the decoders' layers in FP8 (Hopper or newer, Transformer Engine), by how
+    tensors are scaled: by their own maximum (current), by that of past micro-batches (delayed),
+    or each block of 128 values by its own (block). All else stays in bf16."""
     token_attention: Literal["auto", "torch", "triton"] = "auto"
     """Attention of the token decoder; auto: our kernel on a GPU, where it fits."""
     deterministic: bool = True

@@ -36,6 +36,9 @@ A constant, and not what the GPU at hand has, so that sums have the same order o
 
 STAGES = tl.constexpr(3)
 """Rows that a program has at hand: two are on their way while one is computed with."""
+LARGEST_ON_THEIR_WAY = tl.constexpr(98304)
+"""Bits of a row for that: two rows of four tensors are 96 KiB of shared memory, less than an A100
+(164 KiB) or H100 has. Larger rows are loaded when they are needed."""
 
 
 @triton.jit
@@ -54,11 +57,13 @@ def forward_kernel(hidden, first, second, outs, statistics, size, eps, block: tl
     rows, width = size
     column = tl.arange(0, block)
     inside = column < width
+    row_bits: tl.constexpr = block * hidden.dtype.element_ty.primitive_bitwidth
+    stages: tl.constexpr = STAGES if row_bits <= LARGEST_ON_THEIR_WAY else 1
     is_centred: tl.constexpr = first[1] is not None
     weight_1, weight_2 = _load(first[0], column, inside), _load(second[0], column, inside)
     if is_centred:
         bias_1, bias_2 = _load(first[1], column, inside), _load(second[1], column, inside)
-    for row in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=STAGES):
+    for row in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=stages):
         start = tl.cast(row, tl.int64) * width  # passes 2**31
         x = _load(hidden + start, column, inside)
         if is_centred:
@@ -86,11 +91,13 @@ def backward_kernel(
     rows, width = size
     column = tl.arange(0, block)
     inside = column < width
+    row_bits: tl.constexpr = block * rows_of[0].dtype.element_ty.primitive_bitwidth
+    stages: tl.constexpr = STAGES if row_bits <= LARGEST_ON_THEIR_WAY else 1
     weight_1, weight_2 = _load(weights[0], column, inside), _load(weights[1], column, inside)
     sum_1, sum_2 = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
     if is_centred:
         plain_1, plain_2 = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
-    for row in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=STAGES):
+    for row in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=stages):
         start = tl.cast(row, tl.int64) * width  # passes 2**31
         x = _load(rows_of[0] + start, column, inside)
         passed = _load(rows_of[1] + start, column, inside)

@@ -78,7 +78,7 @@ class BlockTransformerStage(PipelineStage):
             how,
             dropout=model.token_decoder.dropout,
             fold_positions=token_positions(model),
-            **({} if how.memory.token_slices > 1 else recomputation(how.memory)),
+            **recomputation(how.memory, in_slices=how.memory.token_slices > 1),
             softmax_scale=1.0 if is_t5(model) else None,
             pipeline_model_parallel_layout=megatron_layout(stages, "token"),
         )

@@ -42,8 +42,8 @@ def choose_layers(kernels: KernelConfig, *, precision: str) -> LayerChoice:
         precision: `train.precision`.
 
     Raises:
-        ConfigError: Transformer Engine is asked for and cannot be used, works on some of the
-            ranks only, or can be imported and fails on the GPU.
+        ConfigError: Transformer Engine or FP8 is asked for and cannot be used, Transformer Engine
+            works on some of the ranks only, or can be imported and fails on the GPU.
 
     Comm: an object gather over all ranks; must be called by all.
     """
@@ -51,10 +51,16 @@ def choose_layers(kernels: KernelConfig, *, precision: str) -> LayerChoice:
         return LayerChoice("torch", "kernels.layers is torch")
     problem = transformer_engine_check.find_problem()
     fault = transformer_engine_check.find_fault() if problem is None else None
-    gathered: list[tuple[str | None, str | None]] = [(None, None)] * dist.get_world_size()
-    dist.all_gather_object(gathered, (problem, fault))
-    _require_products([fault for _, fault in gathered])
-    return decide(kernels, precision=precision, problems=[problem for problem, _ in gathered])
+    fp8_problem = problem
+    if kernels.fp8 != "none" and problem is None:
+        by_block = kernels.fp8 == "block"
+        fp8_problem = transformer_engine_check.find_fp8_problem(by_block=by_block)
+    gathered: list[tuple[str | None, ...]] = [()] * dist.get_world_size()
+    dist.all_gather_object(gathered, (problem, fault, fp8_problem))
+    problems, faults, fp8_problems = zip(*gathered, strict=True)
+    _require_products(faults)
+    require_fp8(kernels, problems=fp8_problems)
+    return decide(kernels, precision=precision, problems=problems)
 
 
 def decide(kernels: KernelConfig, *, precision: str, problems: Sequence[str | None]) -> LayerChoice:
@@ -85,6 +91,29 @@ def decide(kernels: KernelConfig, *, precision: str, problems: Sequence[str | No
     if kernels.layers == "transformer_engine":
         raise ConfigError(f"kernels.layers=transformer_engine: {problem}. {_remedy(problem)}")
     return LayerChoice("torch", problem)
+
+
+def require_fp8(kernels: KernelConfig, *, problems: Sequence[str | None]) -> None:
+    """Refuse FP8 where it cannot be had; A100s, for one, have no such products.
+
+    Args:
+        kernels: what the user asks for.
+        problems: by rank, why the device there cannot multiply in FP8; None: it can.
+
+    Raises:
+        ConfigError: FP8 is asked for, and one of the ranks cannot.
+
+    Comm: none.
+    """
+    if kernels.fp8 == "none":
+        return
+    for rank, problem in enumerate(problems):
+        if problem is not None:
+            raise ConfigError(
+                f"kernels.fp8={kernels.fp8}: rank {rank} cannot multiply in FP8 ({problem}). Use "
+                "kernels.fp8=none, which trains in bf16, or an H100 or newer with Transformer "
+                "Engine."
+            )
 
 
 def _remedy(problem: str) -> str:

@@ -28,6 +28,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from bt_megatron.model.attention import CausalAttention, FoldedAttention, FoldedCrossAttention
+from bt_megatron.model.feed_forward import FeedForward
 from bt_megatron.model.folded_self_attention import FoldedSelfAttention
 from bt_megatron.model.layers import LayerNorm, ParallelResidualLayer, PostNormLayer, RmsNorm
 from bt_megatron.model.transformer_config import StackConfig
@@ -78,7 +79,7 @@ def _layer_spec(config: StackConfig, *, residual: Residual, cross_attention: boo
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=norm,
         mlp=functools.partial(
-            MLP.as_mlp_submodule,
+            feed_forward(config).as_mlp_submodule,
             submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
         ),
         mlp_bda=get_bias_dropout_add,
@@ -86,6 +87,11 @@ def _layer_spec(config: StackConfig, *, residual: Residual, cross_attention: boo
         **(_cross_attention(norm) if cross_attention else {}),
     )
     return ModuleSpec(module=LAYER_CLASSES[residual], submodules=submodules)
+
+
+def feed_forward(config: StackConfig) -> type[MLP]:
+    """Return the class of the feed-forward layers of a stack."""
+    return FeedForward if config.recompute_activation else MLP
 
 
 def self_attention(config: StackConfig, linear_qkv: type, linear_proj: type) -> ModuleSpec:

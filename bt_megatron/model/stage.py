@@ -12,6 +12,7 @@ from megatron.core.utils import make_viewless_tensor
 from torch import Tensor
 
 from bt_megatron.config.schema import LayoutConfig
+from bt_megatron.model.fp8 import one_pass
 from bt_megatron.model.transformer_config import StackConfig
 from bt_megatron.model.weight_names import is_module_state, is_vocabulary_table
 from bt_megatron.parallel.layout import StageSlice
@@ -48,11 +49,20 @@ class PipelineStage(MegatronModule):
         self.vp_stage = vp_stage
         self.input_tensor: Tensor | None = None
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the stage on a micro batch, as one pass where FP8 keeps a history of passes.
+
+        Comm: that of `forward` and of `one_pass`.
+        """
+        with one_pass(self):
+            return super().__call__(*args, **kwargs)
+
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return Megatron's sharded state dict of the weights.
 
         Padded vocabularies fit each other, and the modules' own state is left out: that of a
-        Transformer Engine module, scales of delayed FP8 scaling, would tie a checkpoint to it.
+        Transformer Engine module, scales of delayed FP8 scaling, would tie a checkpoint to it
+        (checkpoint/state.py keeps them apart).
 
         Vocabularies are padded to a multiple of tp; the padding of one layout need not
         be that of the next.

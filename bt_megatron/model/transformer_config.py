@@ -22,6 +22,7 @@ from bt_megatron.config.schema import (
     MemoryConfig,
     TokenDecoderConfig,
 )
+from bt_megatron.model.fp8 import Fp8, fp8_settings
 from bt_megatron.model.layer_library import LayerLibrary
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -45,6 +46,8 @@ class StackConfig(TransformerConfig):
     """Whether causal attention sums its gradients in a fixed order."""
     norm_pair: bool = False
     """Whether both norms of a layer with parallel residual are one operation."""
+    recompute_activation: bool = False
+    """Whether feed-forward layers compute their activation again in the backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +58,8 @@ class Computation:
     """Of parameters and of what crosses pipeline stages."""
     layers: LayerLibrary = "torch"
     """Library of the decoders' layers (`layer_library.choose_layers`)."""
+    fp8: Fp8 = "none"
+    """How Transformer Engine layers scale the factors of their products (`kernels.fp8`)."""
     token_attention: Literal["auto", "torch", "triton"] = "auto"
     """Who computes the attention of the token decoder (`kernels.token_attention`)."""
     deterministic: bool = True
@@ -96,10 +101,15 @@ def shared_settings(layout: LayoutConfig, how: Computation) -> dict[str, Any]:
     }
 
 
-def recomputation(memory: MemoryConfig) -> dict[str, Any]:
-    """Return the settings of a stack whose layers are computed again one by one."""
-    if memory.recompute == "none":
-        return {}
+def recomputation(memory: MemoryConfig, *, in_slices: bool = False) -> dict[str, Any]:
+    """Return the settings of a stack of which something is computed again in backward.
+
+    Args:
+        memory: what is computed again.
+        in_slices: whether the stack runs in slices (slices.py), which compute all of it again.
+    """
+    if memory.recompute != "full" or in_slices:
+        return {"recompute_activation": memory.recompute == "selective"}
     return {
         "recompute_granularity": "full",
         "recompute_method": "uniform",
@@ -132,7 +142,7 @@ def has_fused_accumulation() -> bool:
     return torch.cuda.is_available() and megatron_layers._grad_accum_fusion_available
 
 
-def transformer_engine_settings(decoder: DecoderConfig) -> dict[str, Any]:
+def transformer_engine_settings(decoder: DecoderConfig, fp8: Fp8 = "none") -> dict[str, Any]:
     """Return what changes in the settings of a stack of Transformer Engine layers."""
     return {
         "transformer_impl": "transformer_engine",
@@ -144,8 +154,9 @@ def transformer_engine_settings(decoder: DecoderConfig) -> dict[str, Any]:
         "bias_activation_fusion": decoder.activation == "swiglu",
         # Else the first backward pass of a micro batch that was the first forward overwrites
         # main_grad: wrong gradients wherever backward passes come in another order. What it
-        # would cache, FP8 copies of weights, does not exist in bf16.
-        "disable_parameter_transpose_cache": True,
+        # would cache, FP8 copies of weights, does not exist in bf16; with FP8 see te_specs.py.
+        "disable_parameter_transpose_cache": fp8 == "none",
+        **fp8_settings(fp8),
     }
 
 
@@ -164,7 +175,7 @@ def decoder_stack(
     is_t5 = isinstance(decoder, TokenDecoderConfig) and decoder.strategy == "cross_attention"
     settings = shared_settings(layout, how)
     if how.layers == "transformer_engine" and not is_t5:
-        settings |= transformer_engine_settings(decoder)
+        settings |= transformer_engine_settings(decoder, how.fp8)
     return StackConfig(
         num_layers=decoder.num_layers,
         hidden_size=decoder.hidden_size,

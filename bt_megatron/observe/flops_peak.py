@@ -2,8 +2,9 @@
 """Peak dense bf16 FLOP/s of the devices that we know, for model FLOPs utilisation.
 
 The vendor's tables often print the figure with 2:4 sparsity, which is twice the
-dense one; the numbers here are dense. A device that is not in the table has no
-peak, and its utilisation is not reported.
+dense one; the numbers here are dense. Utilisation counts against this peak with products
+in FP8 too: only those of the decoders' layers are, and runs in both can be compared. A
+device that is not in the table has no peak, and its utilisation is not reported.
 """
 
 from dataclasses import dataclass

@@ -52,6 +52,20 @@ def find_fault() -> str | None:
     return None if is_finite else "a product of finite numbers is not finite"
 
 
+def find_fp8_problem(*, by_block: bool) -> str | None:
+    """Return why the current device cannot multiply in FP8, or None if it can.
+
+    Only after `find_problem` gave None.
+
+    Args:
+        by_block: whether each block of values has a scale of its own, which wants more.
+    """
+    engine = importlib.import_module("transformer_engine.pytorch")
+    check = engine.is_fp8_block_scaling_available if by_block else engine.is_fp8_available
+    is_available, reason = check(return_reason=True)
+    return None if is_available else f"{torch.cuda.get_device_name()}: {reason}"
+
+
 def hide_if_broken() -> None:
     """Make imports of a Transformer Engine that cannot be used raise ImportError.
 

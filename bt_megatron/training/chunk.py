@@ -57,6 +57,7 @@ def _build_chunk(
     how = Computation(
         dtype=DTYPES[config.train.precision],
         layers=layers,
+        fp8=config.kernels.fp8,
         token_attention=config.kernels.token_attention,
         deterministic=config.kernels.deterministic,
         head_chunk_rows=config.kernels.head_chunk_tokens,

@@ -28,9 +28,10 @@ from bt_megatron.config.schema import (
     TokenDecoderConfig,
     TrainConfig,
 )
+from bt_megatron.model.feed_forward import FeedForward
 from tests.ranks import run_ranks
 from tests.tiny_run import tiny_model, tiny_run
-from tools.layout_run import LayoutRun, run_layout, whole_gradients
+from tools.layout_run import LayoutRun, run_layout, take_steps, training_step, whole_gradients
 
 LOSS_RTOL = 1e-6
 GRADIENT_RTOL = 1e-5
@@ -162,6 +163,8 @@ MEMORY = {
     "slices-recompute": ("tp2", {"token_slices": 2, "recompute": "full"}),
     "slices-in-pipeline": ("pp3-embedder-alone", {"token_slices": 2, "recompute": "full"}),
     "slices-cp": ("cp2", {"token_slices": 2}),
+    "selective": ("tp2-sp", {"recompute": "selective"}),
+    "selective-slices": ("pp2-vpp2", {"recompute": "selective", "token_slices": 2}),
     "recompute-interleaved": ("tp2-sp-pp2-vpp2", {"recompute": "full"}),
 }
 
@@ -238,6 +241,36 @@ def test_what_is_computed_again_is_the_same(case: str) -> None:
         MODELS["main"], layout=LayoutConfig(**changes), memory=MemoryConfig(**memory)
     )
     assert_same_run("main", config, world_size)
+
+
+@pytest.mark.parametrize("model", ["main", "llama-layers", "roberta-cls-t5", "vanilla"])
+def test_an_activation_that_is_computed_again_has_the_same_bits(model: str) -> None:
+    expected, gradients = one_process(model)
+    memory = MemoryConfig(recompute="selective")
+    (run,) = run_ranks(run_layout, 1, config_of(MODELS[model], memory=memory), steps=STEPS)
+    assert (run.losses, run.grad_norms) == (expected.losses, expected.grad_norms)
+    for name, gradient in whole_gradients([run]).items():
+        assert torch.equal(gradient, gradients[name]), name
+
+
+def activations(config: RunConfig) -> int:
+    """Return how often feed-forward layers compute their activation in one step."""
+    calls = []
+
+    def counted(layer: FeedForward, product: Tensor, bias: Tensor | None) -> Tensor:
+        calls.append(1)
+        return activate(layer, product, bias)
+
+    activate, FeedForward._activate = FeedForward._activate, counted
+    with training_step(config) as step:
+        take_steps(step, config, [0])
+    return len(calls)
+
+
+def test_every_activation_is_computed_again_once() -> None:
+    config = config_of(MODELS["main"], memory=MemoryConfig(recompute="selective"))
+    layers, micro_batches = 4, 12
+    assert run_ranks(activations, 1, config) == [2 * layers * micro_batches]
 
 
 def test_slices_compute_a_relative_bias_again() -> None:

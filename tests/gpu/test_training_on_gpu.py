@@ -83,6 +83,11 @@ def test_killed_run_on_a_gpu_is_bitwise_the_undisturbed_one(
 ) -> None:
     config = tiny_run(tiny_data, tmp_path, train=TrainConfig(steps=20, precision=precision))
     expected = run_to_the_end(replace(config, name="undisturbed"))
+    assert run_with_a_kill(config) == expected
+
+
+def run_with_a_kill(config: RunConfig) -> dict[tuple[str, int], float]:
+    """Kill a run after step 12, and let it resume from an earlier checkpoint."""
     process = start(config)
     folder = RunFolder.of(config)
     deadline = time.monotonic() + 120
@@ -92,7 +97,7 @@ def test_killed_run_on_a_gpu_is_bitwise_the_undisturbed_one(
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert run_to_the_end(config) == expected
+    return run_to_the_end(config)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

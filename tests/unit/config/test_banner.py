@@ -59,6 +59,18 @@ def test_saving_memory_is_said(make_run):
     assert saving.endswith("; layers computed again in backward; token decoder in 4 slices")
 
 
+def test_selective_recomputation_and_fp8_are_said(make_run):
+    lines = lines_of(make_run({"memory.recompute": "selective", "kernels.fp8": "block"}), 1)
+
+    assert lines["memory"].endswith(
+        "; activations of feed-forward layers computed again in backward"
+    )
+    assert lines["precision"] == (
+        "bf16; products of the decoders' layers in FP8, block scaling; MFU counts against the bf16 "
+        "peak"
+    )
+
+
 def test_a_vanilla_model_has_no_block_words(make_run):
     config = make_run(
         {

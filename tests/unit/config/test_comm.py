@@ -27,7 +27,6 @@ def test_replicas_exchange_gradients_weights_and_numbers(make_run):
     assert {key: calls for key, (calls, _) in sent.items()} == {
         ("gradients", "reduce_scatter", "dp_cp"): 1,
         ("updated weights", "all_gather", "dp_cp"): 1,
-        ("number of targets", "all_reduce", "dp_cp"): 1,
         ("loss, targets, stop requests", "all_reduce", "world"): 1,
         ("gradient norm", "all_reduce", "world"): 1,
     }

@@ -6,6 +6,7 @@ import json
 from bt_megatron.config.comm import step_communication
 from bt_megatron.config.comm_table import (
     CONTEXT_PARALLEL_NOTE,
+    FP8_NOTE,
     communication_lines,
     communication_mapping,
 )
@@ -14,11 +15,10 @@ REPLICAS = """
 one optimizer step of each process:
 operation       group    what for                      when         calls  bytes per call      total
 reduce_scatter  dp_cp 2  gradients                     gradients        1       1,128,960  1.077 MiB
-all_reduce      dp_cp 2  number of targets             gradients        1               4        4 B
 all_reduce      world 2  loss, targets, stop requests  end of step      1              24       24 B
 all_reduce      world 2  gradient norm                 optimizer        1               4        4 B
 all_gather      dp_cp 2  updated weights               optimizer        1         564,480  551.2 KiB
-total                                                                   5                  1.615 MiB
+total                                                                   4                  1.615 MiB
 over dp_cp 2: 1.615 MiB; around a ring 826.9 KiB leave the process
 over world 2: 28 B; around a ring 28 B leave the process"""
 """282,240 parameters, a multiple of 128, in float32 and in bf16."""
@@ -60,3 +60,8 @@ def test_json_has_calls_and_sums(make_run):
     over_tp = [t for t in first["transfers"] if t["group"] == "tp"]
     assert first["groups"]["tp 2"]["total"] == sum(t["calls"] * t["bytes"] for t in over_tp)
     assert first["groups"]["tp 2"]["sent"] == sum(t["sent"] for t in over_tp)
+
+
+def test_figures_are_said_to_be_those_of_bf16(make_run):
+    assert table(make_run({"kernels.fp8": "current"}), 1)[-2:] == list(FP8_NOTE)
+    assert FP8_NOTE[0] not in table(make_run(), 1)

@@ -12,6 +12,7 @@ from bt_megatron.config.banner import device_line
 from bt_megatron.config.devices import DEVICES, LARGEST_MISS, OUTSIDE_GIB, fit, needed_gib
 from bt_megatron.config.memory import estimate_memory
 from bt_megatron.config.plan_command import main_plan
+from bt_megatron.config.schema import KernelConfig, MemoryConfig
 from bt_megatron.config.stages import resolve_stages
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,7 +72,7 @@ def test_where_nothing_fits_it_is_said_what_to_use(load_published):
 
     assert (found.fits, found.largest_micro_batch) == (False, None)
     line = device_line(found, config)
-    assert re.search(r"does not fit, .* not even one sequence does .*memory.recompute=full", line)
+    assert re.search(r"does not fit, .* not even one sequence does .*=selective or full", line)
 
 
 def test_plan_says_it(capsys):
@@ -82,3 +83,38 @@ def test_plan_says_it(capsys):
     device = json.loads(capsys.readouterr().out)["device"]
     assert device["fits"]
     assert device["largest_micro_batch"] >= 1
+
+
+@pytest.mark.parametrize("recipe", ["current", "delayed", "block"])
+@pytest.mark.parametrize("device", ["a100-40gb", "a100-80gb"])
+def test_fp8_on_an_a100_is_refused_with_what_to_use(device, recipe, capsys):
+    files = [str(ROOT / "configs/run/block-420m.yaml"), "--set", f"kernels.fp8={recipe}"]
+    assert main_plan([*files, "--device", device]) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"kernels.fp8={recipe}: A100 .* Use kernels.fp8=none, .*h100-80gb", error)
+    assert main_plan([*files, "--device", "h100-80gb"]) == 0
+    assert f"in FP8, {recipe} scaling" in capsys.readouterr().out
+
+
+def test_micro_batches_whose_rows_do_not_fill_tiles_are_not_suggested(make_run):
+    sizes = {"data.seq_length": 96, "batch.micro_batch_size": 2, "batch.global_batch_size": 6}
+    config = make_run(sizes)  # 24 and 120 rows of each sequence: a multiple of 16 for two of them
+
+    assert fit(config, device="h100-80gb", dp=2).largest_micro_batch == 3
+    config = replace(config, kernels=KernelConfig(fp8="current"))
+    config = replace(config, batch=replace(config.batch, global_batch_size=12))
+    assert fit(config, device="h100-80gb", dp=2).largest_micro_batch == 6
+    assert fit(config, device="h100-80gb", dp=1).largest_micro_batch == 12
+    config = replace(config, batch=replace(config.batch, global_batch_size=18))
+    assert fit(config, device="h100-80gb", dp=1).largest_micro_batch == 18
+    assert fit(config, device="h100-80gb", dp=9).largest_micro_batch == 2
+
+
+def test_selective_recomputation_lets_a_larger_micro_batch_fit(load_published):
+    sizes = {}
+    for recompute in ("none", "selective", "full"):
+        config = load_published("block-1.2b", micro_batch_size=1)
+        batch = replace(config.batch, global_batch_size=120)
+        config = replace(config, batch=batch, memory=MemoryConfig(recompute=recompute))
+        sizes[recompute] = fit(config, device="h100-80gb", dp=1).largest_micro_batch
+    assert sizes["none"] < sizes["selective"] < sizes["full"]

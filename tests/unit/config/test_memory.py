@@ -138,3 +138,58 @@ def test_a_layer_is_computed_again_when_the_logits_are_gone(make_run):
 
     assert small.activations > large.activations == largest.activations
     assert largest.logits == 2 * large.logits
+
+
+@pytest.mark.parametrize(
+    ("fp8", "of_heads"), [("current", (2, 2)), ("block", (2, 2)), ("delayed", (3, 1))]
+)
+def test_fp8_keeps_copies_of_weights_and_inputs_of_products_in_one_byte(make_run, fp8, of_heads):
+    config = make_run({"batch.micro_batch_size": 1, "kernels.fp8": fp8})
+    (plain,), (memory,) = estimate(make_run({"batch.micro_batch_size": 1})), estimate(config)
+
+    assert memory.fp8_weights == 2 * 4 * (3 + 1 + 4 + 4) * 64 * 64, "four layers"
+    causal, token = (
+        2 * 64 + 2 * 64 + 2 * 3 * 64 + turned + heads * 64 + (2 + 1) * 256
+        for heads, turned in zip(of_heads, (2 * 2 * 64, 0), strict=True)
+    )
+    blocks, positions, value = 16, 16 * 5, 2
+    around = value * (blocks * (4 * 16 + 64) + blocks * 3 * 64 + 64 * 64)
+    assert memory.activations == around + 2 * blocks * causal + 2 * positions * token
+    for part in ("weights", "main_weights", "gradients", "optimizer", "logits"):
+        assert getattr(memory, part) == getattr(plain, part)
+    assert plain.fp8_weights == 0
+    assert memory.total - plain.total == (
+        memory.fp8_weights + memory.activations - plain.activations
+    )
+
+
+def test_fp8_weights_are_those_of_a_process(make_run):
+    fp8 = {"kernels.fp8": "current"}
+    (whole,) = estimate(make_run(LARGE | fp8))
+    cut = {"layout.pp": 2, "layout.tp": 2, "layout.pp_cut": "Eb*12|t*12L"}
+
+    for process in estimate(make_run(LARGE | fp8 | cut)):
+        assert process.fp8_weights * 4 == whole.fp8_weights
+    vanilla = {"architecture": "vanilla", "vocab_size": 512}
+    stack = {"num_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "activation": "swiglu"}
+    (memory,) = estimate(make_run(fp8 | {"model": {**vanilla, "decoder": stack}}))
+    assert memory.fp8_weights == 2 * 3 * (3 + 1 + 8 + 4) * 64 * 64
+
+
+@pytest.mark.parametrize(("fp8", "value"), [("none", 2), ("current", 1)])
+@pytest.mark.parametrize("slices", [1, 2])
+def test_selective_recomputation_keeps_no_activation_but_the_one_at_work(
+    make_run, fp8, value, slices
+):
+    base = {"batch.micro_batch_size": 1, "kernels.fp8": fp8, "memory.token_slices": slices}
+    base |= {"model.vocab_size": 16}  # as good as no logits
+    (kept,), (again,) = (
+        estimate(make_run(base | {"memory.recompute": how})) for how in ("none", "selective")
+    )
+
+    blocks, positions, ffn = 16, 16 * 5, 256
+    token, working = 2 * positions * ffn * value, 2 * positions * ffn
+    if slices == 1:  # else the logits are there at the same time
+        working -= kept.logits
+    saved = 2 * blocks * ffn * value + (token if slices == 1 else token // slices)
+    assert kept.activations - again.activations == saved - working // slices

@@ -79,7 +79,7 @@ def test_a_plan_is_json_and_names_its_formulas(cut_run):
     plan = make_plan(cut_run, 8)
     mapping = json.loads(json.dumps(plan_mapping(plan)))
 
-    assert mapping["formulas"] == {"flops": "bt-matmul-v1", "memory": "bt-memory-v3"}
+    assert mapping["formulas"] == {"flops": "bt-matmul-v1", "memory": "bt-memory-v4"}
     assert mapping["parameters"]["total"] == plan.parameters.total
     assert mapping["flops"]["training_per_token"] == plan.flops.training_per_token
     assert mapping["flops_causal"]["training_per_token"] < mapping["flops"]["training_per_token"]

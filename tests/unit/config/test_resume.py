@@ -60,6 +60,9 @@ def test_every_class_is_about_the_schema():
         ("train.seed", 7, "refused"),
         ("train.precision", "fp32", "refused"),
         ("train.steps", 200, "refused"),
+        ("memory.recompute", "selective", "allowed"),
+        ("kernels.head_chunk_tokens", 7, "allowed"),
+        ("kernels.fp8", "current", "refused"),
     ],
 )
 def test_a_difference_has_the_class_of_its_key(make_run, key, value, kind):

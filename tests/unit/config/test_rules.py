@@ -16,6 +16,7 @@ ROBERTA = {
     "model.embedder.num_attention_heads": 2,
     "model.embedder.ffn_hidden_size": 64,
 }
+ONE = {"batch.micro_batch_size": 1}
 CLS = {**ROBERTA, "model.embedder.kind": "roberta_cls", "model.embedder.num_cls_tokens": 3}
 
 
@@ -48,7 +49,12 @@ CLS = {**ROBERTA, "model.embedder.kind": "roberta_cls", "model.embedder.num_cls_
         ({"model.token_decoder.strategy": "summation"}, 1),
         ({"train.precision": "bf16"}, 1),
         ({"kernels.cuda_graphs": True, "layout.tp": 2}, 4),
+        ({"kernels.cuda_graphs": True, "memory.recompute": "selective"}, 1),
         ({**ROBERTA, "kernels.cuda_graphs": True, "model.embedder.dropout": 0.0}, 1),
+        ({"kernels.fp8": "current", "memory.recompute": "full", "memory.token_slices": 2}, 1),
+        ({"kernels.fp8": "block", "memory.recompute": "selective", **VANILLA}, 1),
+        ({**T5, "kernels.fp8": "delayed", "model.token_decoder.ffn_hidden_size": 100}, 1),
+        ({**T5, "memory.recompute": "selective"}, 1),
         ({"optimizer.warmup": "log"}, 1),
         ({"checkpoint.keep_every_steps": 3000}, 1),
     ],
@@ -98,13 +104,13 @@ BROKEN = [
         "graphs_are_without_recomputation",
         {"kernels.cuda_graphs": True, "memory.recompute": "full"},
         1,
-        "memory.recompute is full.*Use kernels.cuda_graphs=false",
+        "memory.recompute=full.*Use kernels.cuda_graphs=false",
     ),
     (
         "graphs_are_without_recomputation",
         {"kernels.cuda_graphs": True, "memory.token_slices": 2},
         1,
-        "memory.token_slices is 2",
+        "memory.token_slices=2, and",
     ),
     ("sizes_are_positive", {"kernels.head_chunk_tokens": 0}, 1, r"head_chunk_tokens \(0\)"),
     ("sizes_are_positive", {"model.vocab_size": 0}, 1, r"model.vocab_size \(0\) must be"),
@@ -250,6 +256,42 @@ BROKEN = [
     ),
     ("sequence_is_whole_blocks", {"data.seq_length": 66}, 1, r"\(66\).*\(4\); 2 tokens.*64 or 68"),
     ("sequence_has_something_to_predict", {"data.seq_length": 4}, 1, r"\(4\) .*Use 8 or more"),
+    (
+        "fp8_is_of_transformer_engine",
+        {"kernels.fp8": "current", "train.precision": "fp32", "kernels.layers": "torch"},
+        1,
+        "needs train.precision=bf16 and kernels.layers=transformer_engine. Use that",
+    ),
+    (
+        "fp8_rows_fill_tiles",
+        {"kernels.fp8": "current", "batch.micro_batch_size": 1, "data.seq_length": 56},
+        1,
+        r"block_decoder has 14 \(14 of each .*token_decoder has 70 .* multiple of 8 as batch.micro",
+    ),
+    (
+        "fp8_rows_fill_tiles",
+        {"kernels.fp8": "block", "layout.tp": 2, "layout.sequence_parallel": True, **ONE},
+        2,
+        r"block_decoder has 8 .*; model.token_decoder has 40 .* multiple of 2 as batch.micro",
+    ),
+    (
+        "fp8_widths_fill_tiles",
+        {"kernels.fp8": "current", "model.token_decoder.ffn_hidden_size": 100},
+        1,
+        r"\(layout.tp 1\): model.token_decoder ffn_hidden_size 100. .*multiples of 16 x tp",
+    ),
+    (
+        "delayed_scaling_computes_nothing_again",
+        {"kernels.fp8": "delayed", "memory.recompute": "full"},
+        1,
+        "Use kernels.fp8=current",
+    ),
+    (
+        "delayed_scaling_computes_nothing_again",
+        {"kernels.fp8": "delayed", "memory.token_slices": 2},
+        1,
+        "memory.token_slices=2",
+    ),
     *BROKEN_LAYOUTS,
 ]
 
