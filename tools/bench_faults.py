@@ -38,7 +38,7 @@ from tools.fault_cases import START_SLURM, Fault, Scene, draw, start_nodes
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data_prep" / "sample" / "state-of-the-union-and-moby-dick.jsonl.zst"
 OUT = ROOT / "docs" / "benchmarks" / "faults.json"
-STEPS_PER_FAULT = 8
+STEPS_PER_FAULT = 4
 RECOVERS_WITHIN_S = 300.0
 DISK = "96M"
 SETTINGS = (

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The faults that tools/bench_faults puts into a run on Slurm, and how each is done. No torch."""
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +61,20 @@ class Scene:
                 continue
         return [found[rank] for rank in sorted(found)]
 
-    def signal_rank(self, number: int) -> None:
-        """Send a signal to a rank, whichever."""
-        while not (ranks := self.ranks()):
+    def signal_rank(self, number: int, *, but: Collection[int] = ()) -> None:
+        """Send a signal to a rank, whichever, as soon as there is one.
+
+        Args:
+            number: of the signal.
+            but: processes that do not count.
+        """
+        while True:
+            ranks = [rank for rank in self.ranks() if rank.pid not in but]
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                if ranks:
+                    self.chance.choice(ranks).send_signal(number)
+                    return
             time.sleep(0.05)
-        self.chance.choice(ranks).send_signal(number)
 
 
 def kill(scene: Scene) -> None:
@@ -76,10 +86,10 @@ def kill_twice(scene: Scene) -> None:
     """Kill a rank, and one of the next attempt while that starts."""
     before = {process.pid for process in scene.ranks()}
     kill(scene)
-    while not (ranks := [rank for rank in scene.ranks() if rank.pid not in before]):
+    while not any(rank.pid not in before for rank in scene.ranks()):
         time.sleep(0.05)
     time.sleep(scene.chance.uniform(0, 6))
-    scene.chance.choice(ranks).kill()
+    scene.signal_rank(signal.SIGKILL, but=before)
 
 
 def stop(scene: Scene) -> None:
@@ -175,16 +185,16 @@ class Fault:
 
 
 FAULTS = (
-    Fault("killed rank", kill, 12),
-    Fault("killed rank, again during the restart", kill_twice, 3, faults=2),
-    Fault("stopped rank", stop, 4),
-    Fault("hung rank", hang, 4),
-    Fault("time limit or preemption", time_limit, 6),
-    Fault("requeued job", requeue, 3),
-    Fault("dead node", dead_node, 4),
-    Fault("corrupt newest checkpoint", corrupt_checkpoint, 5),
-    Fault("full disk", full_disk, 3),
-    Fault("wrong loss once", wrong_number, 3, restarts=False),
+    Fault("killed rank", kill, 9),
+    Fault("killed rank, again during the restart", kill_twice, 8, faults=2),
+    Fault("stopped rank", stop, 2),
+    Fault("hung rank", hang, 2),
+    Fault("time limit or preemption", time_limit, 4),
+    Fault("requeued job", requeue, 2),
+    Fault("dead node", dead_node, 3),
+    Fault("corrupt newest checkpoint", corrupt_checkpoint, 4),
+    Fault("full disk", full_disk, 2),
+    Fault("wrong loss once", wrong_number, 6, restarts=False),
 )
 
 
