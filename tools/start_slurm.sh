@@ -46,8 +46,10 @@ stop_all() {
     { grep -q '^Name:.*slurmstepd' "$s/status" && tr '\0' '\n' <"$s/environ" | grep -qx "SLURM_CONF=$ETC/slurm.conf" && kill -9 "$p"; } 2>/dev/null || true; done
   end_pid "$DIR/slurmctld.pid" slurmctld; end_pid "$DIR/slurmdbd.pid" slurmdbd
   end_pid "$DIR/db/mariadbd.pid" mariadbd; end_pid "$DIR/munge/munged.pid" munged
-  for n in $(ip netns list 2>/dev/null | awk '/^slurm-node/{print $1}'); do ip netns del "$n"; done
-  ip link del $BR 2>/dev/null || true
+  if [ -e "$DIR/netns" ]; then  # this Slurm's own: another one on this machine may have some too
+    for n in $(ip netns list 2>/dev/null | awk '/^slurm-node/{print $1}'); do ip netns del "$n"; done
+    ip link del $BR 2>/dev/null || true; rm -f "$DIR/netns"
+  fi
   find /sys/fs/cgroup/freezer -depth -path '/sys/fs/cgroup/freezer/slurm_node*' -type d -exec rmdir {} + 2>/dev/null || true; say "stopped ($DIR)"; }
 if [ $CMD = stop ]; then stop_all; exit 0; fi
 [ $FRESH = 1 ] && { stop_all; rm -rf "$DIR/state" "$DIR/spool" "$DIR/log" "$DIR/db"; }
@@ -186,6 +188,7 @@ CONF
 fi
 
 # ---- 5. slurmctld, then the nodes ------------------------------------------------------------
+[ $NETNS = 0 ] || : >"$DIR/netns"
 if [ $NETNS = 1 ] && ! ip link show $BR >/dev/null 2>&1; then
   ip link add $BR type bridge; ip addr add $NET.1/24 dev $BR; ip link set $BR up; fi
 alive "$DIR/slurmctld.pid" slurmctld || slurmctld

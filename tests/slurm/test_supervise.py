@@ -81,6 +81,7 @@ def job(tmp_path):
             **changes,
         )
         settings = [f"name={name}", f"runs_dir={tmp_path}/runs", f"train.steps={steps}"]
+        settings.append("optimizer.warmup_steps=1")
         config = [ROOT / "configs" / "run" / "demo.yaml"]
         return TrainingJob.load(config, settings, cluster=cluster, processes=2)
 
