@@ -26,7 +26,7 @@ REMEDIES = (
     (r"time limit", "time_limit_minutes", "sinfo -o '%P %l' shows the longest of each partition"),
     (
         r"node configuration|gres|more processors|node count",
-        "gpus_per_node, gpu_type, cpus_per_gpu, or the number of processes (--gpus)",
+        "gpus_per_node, gpu_type, cpus_per_gpu, memory_per_gpu_gb, or the processes (--gpus)",
         "sinfo -o '%P %D %c %m %G' shows what the nodes have",
     ),
 )

@@ -45,7 +45,7 @@ on_ask() {
     [[ -e $records/stop ]] && asked='asked to stop by python -m slurm cancel'
     say "$asked; the ranks save and stop"
     tell_ranks USR1
-    (sleep "$save_within" && say "not saved within $save_within s" && tell_ranks KILL) &
+    (sleep "$save_within" && say "not saved within $save_within s: the ranks are ended" && end_ranks) &
     timer=$!
 }
 
@@ -61,6 +61,14 @@ tell_ranks() {
     for attempt in 1 2 3; do
         timeout 30 scancel --signal="$1" "$SLURM_JOB_ID" && return
         sleep "$attempt"
+    done
+}
+
+# Ends the processes of the job. (scancel --signal=KILL of a job would cancel the job itself.)
+end_ranks() {
+    local step
+    for step in $(timeout 30 squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format=%i | grep -E '[.][0-9]+$'); do
+        timeout 30 scancel "$step"
     done
 }
 

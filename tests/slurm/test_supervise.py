@@ -271,7 +271,7 @@ def test_a_dead_node_is_noted_and_the_run_goes_on(job):
     ("changes", "message"),
     [
         ({"partition": "gpus"}, "nvalid partition.*Change partition in the cluster file; sinfo -s"),
-        ({"memory_per_gpu_gb": 4000}, "Slurm refuses.*Change memory_per_gpu_gb"),
+        ({"memory_per_gpu_gb": 4000}, "Slurm refuses.*Change .*memory_per_gpu_gb"),
         ({"gpu_type": "h100"}, "Slurm refuses.*gpu_type"),
         ({"cpus_per_gpu": 1000}, "Slurm refuses.*cpus_per_gpu"),
     ],
