@@ -207,6 +207,8 @@ require_progress() {
 
 # Says in one phrase why an attempt ended; sets `cause`.
 explain() {
+    # Ranks end with 75 only together, after the save; srun TERMs those that are slower to leave.
+    [[ $code == 143 && $causes =~ ' '75' ' ]] && code=75
     case $code in
         0) cause='complete' ;;
         75) cause='stopped and saved' ;;
