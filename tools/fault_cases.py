@@ -49,8 +49,8 @@ class Scene:
         found = {}
         for process in psutil.process_iter():
             try:
-                if "tools.faulty_train" not in process.cmdline():
-                    continue
+                if not {"tools.faulty_train", str(self.folder)} <= set(process.cmdline()):
+                    continue  # of something else, or of another bench
                 parent = process.parent()
                 if parent is None or "tools.faulty_train" in " ".join(parent.cmdline()[:4]):
                     continue  # a checkpoint's writer, forked from a rank

@@ -20,5 +20,5 @@ def test_a_run_with_faults_ends_like_the_undisturbed_one():
     assert kinds == {*KINDS, "loss not finite", "loss spike"}
     assert {row.value for row in rows if row.metric == "loss_difference"} == {0.0}
     detail = next(row.detail for row in rows if "tensors_equal" in row.detail)
-    assert detail["losses_compared"] > 60
+    assert detail["losses_compared"] > 50
     assert detail["tensors_equal"] > 20
