@@ -54,3 +54,21 @@ class RankError(BtError):
     """A process of the run that has died or hangs, or cannot be reached."""
 
     exit_code = 8
+
+
+class DivergenceError(BtError):
+    """A run that diverges: too many batches had to be left out."""
+
+    exit_code = 9
+
+
+class BusyError(BtError):
+    """A run folder in which another process is training, perhaps one that is about to end."""
+
+    exit_code = 10
+
+
+class LaunchError(BtError):
+    """A job that Slurm refuses, or that cannot be submitted."""
+
+    exit_code = 11

@@ -3,39 +3,36 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from string import Template
 
 from bt_megatron.config.plan import Plan
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.errors import LayoutError
-from slurm.cluster import ClusterConfig
+from slurm.cluster import LEAST_SAVE_S, ClusterConfig
+
+SUPERVISE = Path(__file__).with_name("supervise.sh")
 
 _SCRIPT = Template("""\
 #!/bin/bash
 # Run $name on cluster $cluster: $world_size processes, one a GPU. Submit it from the root of the
-# repository; what is written is the run folder $run_dir and this job's slurm-*.out there.
+# repository; everything that is written is in the run folder $run.
 $directives
-set -euo pipefail
-cd "$$SLURM_SUBMIT_DIR"
+set -uo pipefail
+cd "$$SLURM_SUBMIT_DIR" || exit
 $setup
-# One folder of logs an attempt, so that none is overwritten.
-logs=$logs
-attempt=1
-while [[ -e $$logs/attempt_$$(printf %03d "$$attempt") ]]; do attempt=$$((attempt + 1)); done
-logs=$$logs/attempt_$$(printf %03d "$$attempt")
-mkdir -p "$$logs"
-ln -sfn "$$(basename "$$logs")" "$$(dirname "$$logs")/latest"
+export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 OMP_NUM_THREADS=$cpus_per_gpu
 
-MASTER_ADDR=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | sed -n 1p)
-MASTER_PORT=$$((20000 + SLURM_JOB_ID % 40000))
-export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1 OMP_NUM_THREADS=$cpus_per_gpu
+run=$run
+script=$script
+command=($command)
+srun_options=($srun_options)
+next_job=$next_job  # how the run goes on after a time limit
+save_within=$save_within  # seconds from being asked to stop
+fruitless_attempts=$fruitless_attempts  # with a fault and without a new checkpoint, in a row
+node_failures=$node_failures  # after which a node is avoided
 
-echo "attempt $$attempt on $$SLURM_JOB_NODELIST, logs in $$logs"
-srun --kill-on-bad-exit=1 --cpus-per-task=$cpus_per_gpu --output="$$logs/rank_%4t.log" bash -c '
-    export RANK=$$SLURM_PROCID WORLD_SIZE=$$SLURM_NTASKS LOCAL_RANK=$$SLURM_LOCALID
-    exec "$$@"
-' rank $command
-""")
+$supervise""")
 
 
 def render(
@@ -43,8 +40,8 @@ def render(
 ) -> str:
     """Write the sbatch script of a run.
 
-    Slurm sends USR1 to every process before the time limit; the run then saves and ends with
-    exit code 75. The same script submitted again resumes it.
+    Slurm sends USR1 to the script before the time limit; the ranks then save and end with
+    exit code 75, and the job goes on as `cluster.next_job` says.
 
     Args:
         config: the run.
@@ -56,42 +53,75 @@ def render(
         LayoutError: the processes do not fill whole nodes.
     """
     command = [cluster.python, "-m", "bt_megatron", "train", *arguments]
+    folder = f"{config.run_dir}/slurm"
     return _SCRIPT.substitute(
         name=config.name,
         cluster=cluster.name,
         world_size=plan.world_size,
-        run_dir=config.run_dir,
-        directives="\n".join(f"#SBATCH --{line}" for line in _directives(config, cluster, plan)),
+        directives="\n".join(f"#SBATCH --{line}" for line in directives(config, cluster, plan)),
         setup=f"\n{cluster.setup.strip()}\n" if cluster.setup.strip() else "",
-        logs=shlex.quote(f"{config.run_dir}/logs"),
         cpus_per_gpu=cluster.cpus_per_gpu,
+        run=shlex.quote(config.run_dir),
+        script=shlex.quote(f"{folder}/job.sbatch"),
         command=shlex.join(command),
+        srun_options=shlex.join(srun_options(cluster)),
+        next_job=cluster.next_job,
+        save_within=max(LEAST_SAVE_S // 2, cluster.stop_before_limit_s - 2 * LEAST_SAVE_S),
+        fruitless_attempts=cluster.fruitless_attempts,
+        node_failures=cluster.node_failures,
+        supervise=_without_licence(SUPERVISE.read_text()),
     )
 
 
-def _directives(config: RunConfig, cluster: ClusterConfig, plan: Plan) -> list[str]:
-    """Return the options of sbatch."""
-    nodes, tasks = _nodes_and_tasks(cluster, plan.world_size)
+def directives(config: RunConfig, cluster: ClusterConfig, plan: Plan) -> list[str]:
+    """Return the options of sbatch, without their dashes."""
+    nodes, tasks = nodes_and_tasks(cluster, plan.world_size)
     gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
     hours, minutes = divmod(cluster.time_limit_minutes, 60)
-    whole_nodes = ["exclusive", "mem=0"] if tasks == cluster.gpus_per_node else []
+    where = {
+        key: getattr(cluster, key)
+        for key in ("partition", "account", "qos", "reservation")
+        if getattr(cluster, key)
+    }
     return [
         f"job-name={config.name}",
-        *([f"partition={cluster.partition}"] if cluster.partition else []),
-        *([f"account={cluster.account}"] if cluster.account else []),
+        *(f"{key}={value}" for key, value in where.items()),
         f"nodes={nodes}",
         f"ntasks-per-node={tasks}",
         f"gpus-per-node={gpu_type}{tasks}",
         f"cpus-per-task={cluster.cpus_per_gpu}",
-        *whole_nodes,
+        *_memory(cluster, tasks),
+        *(["exclusive"] if tasks == cluster.gpus_per_node else []),
+        "wait-all-nodes=1",
         f"time={hours:02d}:{minutes:02d}:00",
-        f"signal=USR1@{cluster.stop_before_limit_s}",
-        "no-requeue",
+        f"signal=B:USR1@{cluster.stop_before_limit_s}",
+        "requeue" if cluster.next_job == "requeue" else "no-requeue",
+        "open-mode=append",
+        f"output={config.run_dir}/slurm/job-%j.log",
     ]
 
 
-def _nodes_and_tasks(cluster: ClusterConfig, world_size: int) -> tuple[int, int]:
-    """Spread processes over nodes: part of one, or whole ones."""
+def srun_options(cluster: ClusterConfig) -> list[str]:
+    """Return the options with which each process is started; cpus-per-task is not inherited."""
+    options = [f"--cpus-per-task={cluster.cpus_per_gpu}"]
+    if cluster.container is not None:
+        container = cluster.container
+        options += [
+            f"--container-image={container.image}",
+            *([f"--container-mounts={container.mounts}"] if container.mounts else []),
+            *([f"--container-workdir={container.workdir}"] if container.workdir else []),
+            "--no-container-mount-home",
+            "--container-env=MASTER_ADDR,MASTER_PORT,OMP_NUM_THREADS",
+        ]
+    return options
+
+
+def nodes_and_tasks(cluster: ClusterConfig, world_size: int) -> tuple[int, int]:
+    """Spread processes over nodes: part of one, or whole ones.
+
+    Raises:
+        LayoutError: the processes do not fill whole nodes.
+    """
     per_node = cluster.gpus_per_node
     if world_size <= per_node:
         return 1, world_size
@@ -102,3 +132,15 @@ def _nodes_and_tasks(cluster: ClusterConfig, world_size: int) -> tuple[int, int]
             f"{fewer + per_node}."
         )
     return world_size // per_node, per_node
+
+
+def _memory(cluster: ClusterConfig, tasks: int) -> list[str]:
+    if cluster.memory_per_gpu_gb is not None:
+        return [f"mem={tasks * cluster.memory_per_gpu_gb}G"]
+    return ["mem=0"] if tasks == cluster.gpus_per_node else []
+
+
+def _without_licence(text: str) -> str:
+    """Drop the first line, which the repository's files have, and the line for the linter."""
+    lines = text.splitlines(keepends=True)[1:]
+    return "".join(line for line in lines if not line.startswith("# shellcheck"))

@@ -115,8 +115,7 @@ def take_steps(step: TrainingStep, config: RunConfig, numbers: Iterable[int]) ->
     Comm: the schedule's and the optimizer's; must be called by all ranks.
     """
     return [
-        step.train(own_batches(config, step=number), step=number, lr=config.optimizer.lr)
-        for number in numbers
+        step.train(own_batches(config, step=number), lr=config.optimizer.lr) for number in numbers
     ]
 
 

@@ -64,7 +64,7 @@ if ! works "$folder/bin/python"; then
 fi
 echo "$folder: $total packages of requirements.lock; the first time about 5 GB, some minutes"
 PYTHONUNBUFFERED=1 "$folder/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
-    --require-hashes --requirement requirements.lock | show_progress "$total"
+    --no-deps --require-hashes --requirement requirements.lock | show_progress "$total"
 PYTHONWARNINGS=ignore "$folder/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps --no-index \
     --no-build-isolation --editable .
 echo "$folder: ready"

@@ -86,7 +86,7 @@ def timed_step(step: TrainingStep, batches: Sequence[MicroBatch], *, number: int
     """
     torch.cuda.synchronize()
     start = time.perf_counter()
-    loss = step.train(batches, step=number, lr=LR).totals.loss
+    loss = step.train(batches, lr=LR).totals.loss
     torch.cuda.synchronize()
     return Timed(time.perf_counter() - start, loss)
 

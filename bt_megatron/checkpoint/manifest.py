@@ -9,7 +9,7 @@ No torch here: launchers and tools read manifests on login nodes.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Manifest:
     """Fingerprint of the training samples; with the seed and the step it is the data position."""
     versions: dict[str, str]
     """Of this project (commit) and of the packages that matter."""
+    guard: dict[str, list[float]] = field(default_factory=dict)
+    """What decides which batches are left out, as training/guard.py knows it."""
     files: dict[str, FileEntry]
     """Every file but the manifest, by name."""
 

@@ -87,11 +87,32 @@ def load_state(
     if "fp8_scales" in state:
         load_scales([unwrap(chunk) for chunk in chunks], state["fp8_scales"])
     if "random" in state:
-        random = state["random"]
-        torch.set_rng_state(random["cpu"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"])
-        tensor_parallel.get_cuda_rng_tracker().set_states(random["tracker"])
+        set_random_state(state["random"])
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of this rank's random generators.
+
+    Comm: none.
+    """
+    state = {
+        "cpu": torch.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put this rank's random generators into a state of before.
+
+    Comm: none.
+    """
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])
 
 
 def _model_key(number: int) -> str:
@@ -110,10 +131,4 @@ def _sharded_random() -> ShardedObject:
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_data_parallel_rank(with_context_parallel=True),
     )
-    value = {
-        "cpu": torch.get_rng_state(),
-        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
-    }
-    if torch.cuda.is_available():
-        value["cuda"] = torch.cuda.get_rng_state()
-    return ShardedObject("random", value, sizes, rank)
+    return ShardedObject("random", random_state(), sizes, rank)

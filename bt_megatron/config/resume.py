@@ -26,6 +26,7 @@ CLASSES: dict[str, Kind] = {
     "checkpoint": "free",
     "checkpoint.initialize_from": "refused",
     "faults": "free",
+    "faults.spike_factor": "allowed",
     "layout": "allowed",
     "memory": "allowed",
     "kernels": "allowed",

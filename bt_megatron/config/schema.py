@@ -294,6 +294,11 @@ class FaultConfig:
     slow_phase_seconds: int = 1800
     """The same for what nobody can know the length of: the start, the first step and the first
     evaluation, checkpoints."""
+    spike_factor: float = 2.0
+    """A loss above this many times the median of the last 64 is a spike, and its batch is left
+    out; 0: only a loss that is not finite is."""
+    max_skipped_batches: int = 10
+    """Batches of the last 1000 steps that may be left out before the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

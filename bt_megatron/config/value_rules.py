@@ -53,6 +53,7 @@ _AT_LEAST = {
     "faults.dead_rank_seconds": 5,
     "faults.hung_rank_seconds": 5,
     "faults.slow_phase_seconds": 5,
+    "faults.max_skipped_batches": 0,
     "log.interval_steps": 1,
 }
 
@@ -107,6 +108,8 @@ def _range_fault(key: str, value: Any) -> str | None:
     """Return the range that a value misses, or None."""
     if key in _AT_LEAST and value < _AT_LEAST[key]:
         return f"at least {_AT_LEAST[key]}"
+    if key == "faults.spike_factor" and value != 0 and value <= 1:
+        return "greater than 1, or 0 for none"
     if key in _ABOVE_ZERO and value <= 0:
         return "greater than 0"
     if key in _BELOW_ONE and not 0 <= value < 1:

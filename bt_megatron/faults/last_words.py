@@ -20,6 +20,9 @@ import psutil
 
 from bt_megatron.faults.verdict import RankState, Verdict
 
+HOSTS = "hosts"
+"""File in the folder of fault files: machines of ranks at fault, one a line, for launchers."""
+
 REPORT_S = 5.0
 """How long writing the report may take."""
 
@@ -58,6 +61,9 @@ def _report(verdict: Verdict, rank: int, folder: Path, own_error: str) -> None:
     path = folder / f"rank_{rank:04d}.txt"
     with contextlib.suppress(OSError):
         _write(path, verdict, own_error)
+        if rank == verdict.speaker and verdict.hosts:
+            with (folder / HOSTS).open("a") as file:
+                file.write("".join(f"{host}\n" for host in verdict.hosts))
     lines = [f"rank {rank} stops: {verdict.headline}"]
     if rank == verdict.speaker:
         lines = [f"error: {verdict.headline}", *(f"  {line}" for line in verdict.details)]

@@ -120,6 +120,8 @@ class Verdict:
     """Where each rank is."""
     speaker: int
     """The rank that prints the details."""
+    hosts: list[str] = field(default_factory=list)
+    """Machines of the ranks at fault, unless what they ended with is an error."""
 
 
 def judge_signs(states: Sequence[RankState]) -> Verdict | None:
@@ -243,7 +245,8 @@ def _verdict(
     speaker = next(rank for rank in itertools.count() if rank not in lost)
     details = [f"{state.name}: {_status(state)}" for state in states]
     ranks = [state.rank for state in culprits]
-    return Verdict(kind, ranks, exit_code, headline, details, speaker)
+    hosts = [] if kind == "left" else sorted({state.host for state in culprits} - {"?"})
+    return Verdict(kind, ranks, exit_code, headline, details, speaker, hosts)
 
 
 def _waits_for_verdict(state: RankState) -> bool:

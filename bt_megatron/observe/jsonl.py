@@ -24,7 +24,9 @@ from bt_megatron.errors import DataError, TrainingError
 from bt_megatron.observe.record import SCHEMA, Record, to_json_object
 from bt_megatron.observe.run_folder import RunFolder
 
-EventKind = Literal["started", "saved", "resumed", "warned", "evaluated", "stopped"]
+RunEvent = Literal["started", "saved", "resumed", "warned", "evaluated", "stopped"]
+BatchEvent = Literal["skipped", "recomputed"]
+EventKind = RunEvent | BatchEvent
 
 
 @dataclass(frozen=True, slots=True)

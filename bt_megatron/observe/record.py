@@ -39,7 +39,7 @@ class StepRecord:
     lr: float = _metric("train/lr")
     """Learning rate of this step."""
     skipped_steps: int = _metric("train/skipped_steps")
-    """Steps since the start of this process whose gradients were not finite and were dropped."""
+    """Steps since the start of this process whose batches were left out."""
     tokens_per_s: float = _metric("perf/tokens_per_s")
     """Tokens per second of all processes, since the last logged step."""
     tokens_per_s_per_device: float = _metric("perf/tokens_per_s_per_gpu")

@@ -3,8 +3,9 @@
 
 Both follow from a loss, a norm and a number of targets that only the device knows while the
 host is already launching the update. So the answer stays on the device, where the update reads
-it: a step whose loss or gradient is not finite leaves weights and moments as they are, bit for
-bit, and the mean over targets and clipping cost no pass over the gradients.
+it: a step whose loss or gradient is not finite, or whose loss is too large, leaves weights and
+moments as they are, bit for bit, and the mean over targets and clipping cost no pass over the
+gradients.
 """
 
 import torch
@@ -20,6 +21,7 @@ class UpdateGate:
     Attributes:
         closed: [1] float32, 1 if nothing may change, else 0.
         divisor: [1] float32, what gradients are divided by.
+        max_loss: [1] float64, mean loss above which nothing may change.
     """
 
     def __init__(self, device: torch.device | str | int) -> None:
@@ -30,6 +32,7 @@ class UpdateGate:
         """
         self.closed = torch.zeros(1, device=device)
         self.divisor = torch.ones(1, device=device)
+        self.max_loss = torch.full((1,), float("inf"), dtype=torch.float64, device=device)
 
     def set(self, loss: Tensor, targets: Tensor, norm: Tensor, *, clip_norm: float) -> Tensor:
         """Decide about a step, without waiting for the device.
@@ -46,8 +49,8 @@ class UpdateGate:
         Comm: none; all three are the same on every rank, so the ranks agree.
         """
         finite = loss.reshape(1).isfinite() & norm.reshape(1).isfinite()
-        self.closed.copy_(~finite)
         count = targets.reshape(1).clamp_min(1)
+        self.closed.copy_(~(finite & (loss.reshape(1) / count <= self.max_loss)))
         mean_norm = (norm.reshape(1) / count).float()
         # Clipped by a factor of at most 1; not finite if the norm is not, and then closed.
         excess = ((mean_norm + CLIP_EPSILON) / clip_norm).clamp_min(1.0) if clip_norm > 0 else 1.0

@@ -16,8 +16,9 @@ from bt_megatron.config.arguments import add_run_arguments
 from bt_megatron.config.banner import plan_lines
 from bt_megatron.config.load import LoadedConfig, load_run
 from bt_megatron.config.plan import Plan, make_plan
-from bt_megatron.errors import BtError, ConfigError
+from bt_megatron.errors import BtError, BusyError, ConfigError
 from bt_megatron.observe.console import Console
+from bt_megatron.training.stop import EXIT_STOPPED, StopRequest
 
 
 def main_train(argv: Sequence[str]) -> int:
@@ -30,6 +31,7 @@ def main_train(argv: Sequence[str]) -> int:
         Exit code: 0 complete, 75 stopped and saved, others by class of error (errors.py).
     """
     arguments = _parser().parse_args(argv)
+    stop = StopRequest()  # from here on: a signal during the start must not end the process
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     console = Console(enabled=rank == 0)
     try:
@@ -38,7 +40,7 @@ def main_train(argv: Sequence[str]) -> int:
         for line in plan_lines(plan, loaded.config):
             console.note(line)
         with _lock(Path(loaded.config.run_dir), rank):
-            return _train(loaded, plan, rank, resume_allow=arguments.resume_allow)
+            return _train(loaded, plan, rank, stop=stop, resume_allow=arguments.resume_allow)
     except BtError as error:
         _leave(
             f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", error.exit_code
@@ -49,7 +51,14 @@ def main_train(argv: Sequence[str]) -> int:
         _leave(f"rank {rank} failed:\n{traceback.format_exc()}", 1)
 
 
-def _train(loaded: LoadedConfig, plan: Plan, rank: int, *, resume_allow: Sequence[str]) -> int:
+def _train(
+    loaded: LoadedConfig,
+    plan: Plan,
+    rank: int,
+    *,
+    stop: StopRequest,
+    resume_allow: Sequence[str],
+) -> int:
     # Late: importing Megatron takes seconds, and a wrong configuration is told at once.
     from bt_megatron.parallel import cpu_backend
 
@@ -61,11 +70,10 @@ def _train(loaded: LoadedConfig, plan: Plan, rank: int, *, resume_allow: Sequenc
     from bt_megatron.parallel.groups import stop_processes
     from bt_megatron.training.loop import train
     from bt_megatron.training.run import build_run
-    from bt_megatron.training.stop import EXIT_STOPPED
 
     console = Console(enabled=rank == 0, device="gpu" if torch.cuda.is_available() else "cpu")
     with Watch() as watch:
-        run = build_run(loaded, plan, console, watch=watch, resume_allow=resume_allow)
+        run = build_run(loaded, plan, console, stop=stop, watch=watch, resume_allow=resume_allow)
         if run.step:
             console.note(f"resumed at step {run.step} of {plan.steps}")
         ended = train(run)
@@ -107,7 +115,7 @@ class _lock:  # noqa: N801  a context manager, used like a function
             self._file = self._path.open("w")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
+            raise BusyError(
                 f"{self._path.parent}: another process is training in this folder. Wait for it, "
                 "or choose another --set name=..."
             ) from None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss on the validation split, in nats per token and bits per byte of text."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,11 @@ from megatron.core import parallel_state
 
 from bt_megatron.data.batches import MicroBatch, ValidationBatches
 from bt_megatron.observe.record import EvaluationRecord
-from bt_megatron.training.step import TrainingStep
+from bt_megatron.training.step import Totals, TrainingStep
+from bt_megatron.training.stop import StopRequest
+
+GROUP = 32
+"""Micro-batches, times pipeline stages, after which the ranks look whether to stop."""
 
 
 class Evaluation:
@@ -29,13 +34,27 @@ class Evaluation:
         self._batches, self._step = batches, step
         self._byte_lengths = torch.from_numpy(byte_lengths.astype(np.int64))
 
-    def measure(self, *, step: int) -> EvaluationRecord:
+    def measure(self, *, step: int, stop: StopRequest) -> EvaluationRecord | None:
         """Evaluate after `step` optimizer steps.
 
-        Comm: the schedule's; two small all-reduces; must be called by all ranks.
+        Args:
+            step: for the record.
+            stop: whether this process was asked to stop.
+
+        Returns:
+            What was measured; None if a rank was asked to stop before that.
+
+        Comm: the schedule's; one small all-reduce a group of micro-batches, and one at the end;
+        must be called by all ranks.
         """
-        batches = list(self._batches)
-        totals = self._step.evaluate(batches)
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        loss_sum, targets, batches = 0.0, 0, list(self._batches)
+        for group in itertools.batched(batches, GROUP * stages):
+            part = self._step.evaluate(group, stop_requested=stop.is_set)
+            if part.stop_requests:
+                return None
+            loss_sum, targets = loss_sum + part.loss_sum, targets + part.targets
+        totals = Totals(loss_sum, targets)
         text_bytes = self._sum_bytes(batches)
         bits = totals.loss_sum / math.log(2)
         return EvaluationRecord(

@@ -61,7 +61,9 @@ class Meter:
         self._recent.steps += 1
         self._all.steps += 1
 
-    def record(self, *, step: int, loss: float, grad_norm: float, lr: float) -> StepRecord:
+    def record(
+        self, *, step: int, loss: float, grad_norm: float, lr: float, skipped_steps: int
+    ) -> StepRecord:
         """Return the record of a logged step and start a new interval.
 
         Args:
@@ -69,6 +71,7 @@ class Meter:
             loss: nats per target.
             grad_norm: before clipping.
             lr: of this step.
+            skipped_steps: since the start of this process.
 
         Comm: a maximum over all ranks (memory); must be called by all.
         """
@@ -85,7 +88,7 @@ class Meter:
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
-            skipped_steps=0,
+            skipped_steps=skipped_steps,
             tokens_per_s=tokens_per_s,
             tokens_per_s_per_device=tokens_per_s / self._plan.world_size,
             tokens_per_s_average=average,

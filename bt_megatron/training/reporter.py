@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run reports to: console, metrics.jsonl, events.jsonl, MLflow. Rank 0 only."""
 
+import contextlib
+from typing import Any
+
 from bt_megatron.checkpoint.writer import Saved
 from bt_megatron.config.plan import Plan
 from bt_megatron.config.schema import RunConfig
+from bt_megatron.errors import DataError
 from bt_megatron.observe.console import Console
-from bt_megatron.observe.jsonl import EventsLog, MetricsLog, rewind
+from bt_megatron.observe.jsonl import BatchEvent, EventsLog, MetricsLog, rewind
 from bt_megatron.observe.mlflow_forwarder import MlflowForwarder
 from bt_megatron.observe.mlflow_run import RunStatus
 from bt_megatron.observe.plot import plot_loss
@@ -65,12 +69,18 @@ class Reporter:
             removed=[folder.name for folder in saved.removed],
         )
 
+    def batch(self, kind: BatchEvent, **details: Any) -> None:
+        """Report that the batch of a step is not used, or what led to that."""
+        self._events.write(kind, **details)
+        self._console.warn(f"step {details['step']}: batch {kind}: {details['why']}")
+
     def close(self, *, step: int, status: RunStatus, reason: str) -> None:
         """Draw the loss, write the last event and wait a bounded time for MLflow."""
         self._events.write("stopped", step=step, reason=reason)
         self._sampler.close()
         self._metrics.close()
         self._events.close()
-        plot_loss([self._folder], self._folder.loss_plot)
+        with contextlib.suppress(DataError):  # stopped before the first logged step
+            plot_loss([self._folder], self._folder.loss_plot)
         if self._forwarder is not None:
             self._forwarder.close(status=status, timeout_s=MLFLOW_CLOSE_S)

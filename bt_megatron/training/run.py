@@ -30,9 +30,16 @@ from bt_megatron.parallel.groups import build_groups, start_processes
 from bt_megatron.training.chunk import build_chunks, build_optimizer, gathered_weights
 from bt_megatron.training.datasets import RunData, open_data
 from bt_megatron.training.evaluate import Evaluation
+from bt_megatron.training.guard import BatchGuard
 from bt_megatron.training.meter import Meter
 from bt_megatron.training.reporter import Reporter
-from bt_megatron.training.start import find_start, resume, set_initial_weights
+from bt_megatron.training.start import (
+    find_start,
+    guard_state,
+    owes_evaluation,
+    resume,
+    set_initial_weights,
+)
 from bt_megatron.training.step import TrainingStep
 from bt_megatron.training.step_graph import work_on_own_stream
 from bt_megatron.training.stop import StopRequest
@@ -54,10 +61,13 @@ class Run:
     evaluation: Evaluation
     checkpoints: CheckpointWriter
     meter: Meter
+    guard: BatchGuard
     stop: StopRequest
     watch: Watch
     reporter: Reporter | None
     """Only on rank 0."""
+    owes_evaluation: bool = False
+    """Whether the evaluation that belongs to the steps taken is still to be done."""
 
     def save(self) -> None:
         """Start to write a checkpoint of the steps taken so far.
@@ -83,6 +93,7 @@ class Run:
             world_size=self.plan.world_size,
             data_fingerprint=self.data.fingerprint,
             versions=read_versions(),
+            guard=asdict(self.guard.state),
             files={},
         )
 
@@ -92,6 +103,7 @@ def build_run(
     plan: Plan,
     console: Console,
     *,
+    stop: StopRequest,
     watch: Watch,
     resume_allow: Sequence[str] = (),
 ) -> Run:
@@ -101,6 +113,7 @@ def build_run(
         loaded: the configuration.
         plan: what follows from it.
         console: for people.
+        stop: listening already.
         watch: started here, as soon as there are other ranks to watch.
         resume_allow: keys that may differ from the saved run.
 
@@ -110,7 +123,6 @@ def build_run(
     Comm: must be called by all ranks.
     """
     config = loaded.config
-    stop = StopRequest()
     start_processes()
     folder = RunFolder.of(config)
     watch.start(config.faults, folder.faults)
@@ -132,6 +144,7 @@ def build_run(
     if found.folder is None:
         set_initial_weights(config, chunks)
     optimizer = build_optimizer(config, chunks)
+    guard = BatchGuard(config.faults, guard_state(found))
     step = resume(found, config, plan, chunks, optimizer, data_fingerprint=data.fingerprint)
     training = TrainingStep(config, stages, chunks, optimizer)
     reporter = None
@@ -149,9 +162,11 @@ def build_run(
         evaluation=Evaluation(data.validation, training, data.byte_lengths),
         checkpoints=CheckpointWriter(folder.checkpoints, config.checkpoint),
         meter=Meter(plan),
+        guard=guard,
         stop=stop,
         watch=watch,
         reporter=reporter,
+        owes_evaluation=owes_evaluation(folder.metrics, config, step=step),
     )
 
 

@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
@@ -18,6 +20,8 @@ from bt_megatron.errors import CheckpointError, ConversionError
 from bt_megatron.model.initialize import initialize_weights
 from bt_megatron.model.named_weights import load_named_weights
 from bt_megatron.observe.console import Console
+from bt_megatron.observe.jsonl import read_lines
+from bt_megatron.training.guard import GuardState
 
 
 def find_start(
@@ -52,6 +56,30 @@ def find_start(
         for difference in differences:
             console.note(f"resume: {difference}")
     return found
+
+
+def guard_state(found: Found) -> GuardState | None:
+    """Return what the guard over batches knew at a checkpoint."""
+    if found.manifest is None or not found.manifest.guard:
+        return None
+    saved = found.manifest.guard
+    return GuardState(saved["losses"], [int(step) for step in saved["skipped"]])
+
+
+def owes_evaluation(metrics: Path, config: RunConfig, *, step: int) -> bool:
+    """Return whether an evaluation after `step` steps is due and was not recorded.
+
+    Comm: a broadcast from rank 0 if one is due; must be called by all ranks.
+    """
+    interval, last = config.evaluation.interval_steps, config.train.steps
+    if step == 0 or (step % interval and step != last):
+        return False
+    owes: list[bool | None] = [None]
+    if dist.get_rank() == 0:
+        values = (line.value or {} for line in read_lines(metrics))
+        owes = [all((v.get("kind"), v.get("step")) != ("evaluation", step) for v in values)]
+    dist.broadcast_object_list(owes, src=0, device=torch.device(torch.cuda.current_device()))
+    return bool(owes[0])
 
 
 def set_initial_weights(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> None:

@@ -2,6 +2,7 @@
 """One optimizer step, and the forward passes of an evaluation, by Megatron's schedules."""
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.data.batches import MicroBatch
-from bt_megatron.errors import TrainingError
 from bt_megatron.parallel.context import own_share
 from bt_megatron.parallel.fused_adam import fused_adams
 from bt_megatron.parallel.layout import StageSlice
@@ -50,6 +50,8 @@ class StepResult:
     totals: Totals
     grad_norm: float
     """Norm of the gradient before clipping."""
+    is_applied: bool = True
+    """Whether it has changed the weights."""
 
 
 class TrainingStep:
@@ -103,35 +105,37 @@ class TrainingStep:
         self.graph = StepGraph(self._launch) if config.kernels.cuda_graphs else None
 
     def train(
-        self, batches: Sequence[MicroBatch], *, step: int, lr: float, stop_requested: bool = False
+        self,
+        batches: Sequence[MicroBatch],
+        *,
+        lr: float,
+        max_loss: float = float("inf"),
+        stop_requested: bool = False,
     ) -> StepResult:
         """Take one optimizer step.
 
+        If loss or gradient is not finite, or the loss too large, weights and moments stay as
+        they are.
+
         Args:
             batches: this rank's micro batches.
-            step: number of the step from 0, for messages.
             lr: learning rate of the step.
+            max_loss: mean loss above which nothing changes.
             stop_requested: whether this process was asked to stop; the sum over all ranks
                 comes back in the totals, so that all know it at the same step.
 
-        Raises:
-            TrainingError: loss or gradient is not finite. Weights and moments are those of the
-                step before.
-
         Comm: those of `launch`.
         """
+        self._gate.max_loss.fill_(max_loss)
         outcome = self.launch(batches, lr=lr, stop_requested=stop_requested)
         loss_sum, targets, stops, grad_norm = outcome.tolist()  # the host waits here
         totals = Totals(loss_sum, int(targets), int(stops))
-        if not (_is_finite(totals.loss) and _is_finite(grad_norm)):
+        finite = math.isfinite(totals.loss) and math.isfinite(grad_norm)
+        is_applied = finite and totals.loss <= max_loss
+        if not is_applied:
             for adam in self.adams:
                 adam.take_back()
-            raise TrainingError(
-                f"step {step}: the loss is {totals.loss} and the gradient norm {grad_norm}. The "
-                "weights are still those before this step. Start again from the last checkpoint "
-                "with a lower optimizer.lr or another data.seed."
-            )
-        return StepResult(totals, grad_norm)
+        return StepResult(totals, grad_norm, is_applied)
 
     def launch(
         self, batches: Sequence[MicroBatch], *, lr: float, stop_requested: bool = False
@@ -192,12 +196,17 @@ class TrainingStep:
         return self._run(batches, forward_only=False)
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[MicroBatch]) -> Totals:
+    def evaluate(self, batches: Sequence[MicroBatch], *, stop_requested: bool = False) -> Totals:
         """Return the loss on micro batches without changing anything.
+
+        Args:
+            batches: this rank's micro batches.
+            stop_requested: as in `train`.
 
         Comm: the schedule's, one all-reduce of three numbers over all ranks; gathers of weights
         that the overlap has left open.
         """
+        self._stop_requested.fill_(float(stop_requested))
         for chunk in self.chunks:
             chunk.eval()
         with gathered_weights(self.chunks):
@@ -260,7 +269,3 @@ def _sum_over_ranks(logged: Sequence[Tensor], stop_requested: Tensor) -> Tensor:
     totals[2] = stop_requested
     dist.all_reduce(totals)
     return totals
-
-
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")

@@ -243,7 +243,7 @@ def test_an_error_of_all_ranks_is_told_by_each(tiny_data: Path, tmp_path: Path) 
     config = endless_run(tiny_data, tmp_path, optimizer=optimizer)
     training = Training(config, tmp_path, world_size=2)
 
-    assert training.wait(60) == [7, 7], training.output
+    assert training.wait(60) == [9, 9], training.output
     assert "error: step" in training.output
     assert "error on rank 1: step" in training.output
     assert "stops:" not in training.output

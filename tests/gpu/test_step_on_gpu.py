@@ -3,6 +3,7 @@
 step that is not finite, batches that come on a stream of their own."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -19,7 +20,6 @@ from bt_megatron.checkpoint.state import unwrap  # noqa: E402
 from bt_megatron.config.schema import KernelConfig, RunConfig, TrainConfig  # noqa: E402
 from bt_megatron.data.batches import MicroBatch  # noqa: E402
 from bt_megatron.data.device_copy import Sender  # noqa: E402
-from bt_megatron.errors import TrainingError  # noqa: E402
 from bt_megatron.parallel.groups import start_processes  # noqa: E402
 from bt_megatron.training.step import StepResult, TrainingStep  # noqa: E402
 from bt_megatron.training.step_graph import WARM_UP_STEPS  # noqa: E402
@@ -53,7 +53,7 @@ def weights_of(step: TrainingStep) -> dict[str, Tensor]:
 
 
 def take(step: TrainingStep, config: RunConfig, number: int) -> StepResult:
-    return step.train(own_batches(config, step=number), step=number, lr=LR / (number + 1))
+    return step.train(own_batches(config, step=number), lr=LR / (number + 1))
 
 
 @contextlib.contextmanager
@@ -105,7 +105,7 @@ def test_a_graph_is_the_same_steps_bit_for_bit(name: str, precision: str) -> Non
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_a_step_that_is_not_finite_leaves_weights_and_moments(graphs: bool) -> None:
+def test_a_step_that_is_left_out_leaves_weights_and_moments(graphs: bool) -> None:
     config = config_of("block", graphs=graphs)
     results, weights = {}, {}
     for disturbed in (False, True):
@@ -113,6 +113,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments(graphs: bool) -> N
             taken = [take(step, config, number) for number in range(STEPS)]
             if disturbed:
                 _take_a_step_that_is_not_finite(step, config)
+                _take_a_step_with_too_large_a_loss(step, config)
             taken.append(take(step, config, STEPS))
             results[disturbed], weights[disturbed] = taken, weights_of(step)
     assert results[True] == results[False]
@@ -124,8 +125,20 @@ def _take_a_step_that_is_not_finite(step: TrainingStep, config: RunConfig) -> No
     before = weights_of(step)
     with torch.no_grad():  # of the copy in bf16; the main weights are not touched
         unwrap(step.chunks[0]).head.weight[0, 0] = float("nan")
-    with pytest.raises(TrainingError, match="the loss is nan"):
-        take(step, config, STEPS)
+    result = take(step, config, STEPS)
+    assert math.isnan(result.totals.loss)
+    assert not result.is_applied
+    for key, kept in weights_of(step).items():
+        assert torch.equal(kept, before[key]), key
+
+
+def _take_a_step_with_too_large_a_loss(step: TrainingStep, config: RunConfig) -> None:
+    before = weights_of(step)
+    batches = own_batches(config, step=STEPS)
+    limit = 0.99 * step.evaluate(batches).loss
+    result = step.train(batches, lr=LR, max_loss=limit)
+    assert result.totals.loss > limit
+    assert not result.is_applied
     for key, kept in weights_of(step).items():
         assert torch.equal(kept, before[key]), key
 

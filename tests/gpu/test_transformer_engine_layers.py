@@ -301,7 +301,7 @@ def test_checkpoint_of_one_loads_in_the_other(
         chunk = chunk_of(model, layers)
         training = TrainingStep(config, stages, [chunk], build_optimizer(config, [chunk]))
         for index in range(steps):
-            training.train([micro_batch(model, seed=index)], step=index, lr=rate)
+            training.train([micro_batch(model, seed=index)], lr=rate)
         return training
 
     old, new = build(before, 3), build(after, 1)
@@ -311,9 +311,7 @@ def test_checkpoint_of_one_loads_in_the_other(
     weights = named(old.chunks[0], gradients=False)
     for key, weight in named(new.chunks[0], gradients=False).items():
         assert torch.equal(weight, weights[key]), key
-    results = [
-        training.train([micro_batch(model, seed=9)], step=3, lr=rate) for training in (old, new)
-    ]
+    results = [training.train([micro_batch(model, seed=9)], lr=rate) for training in (old, new)]
     assert results[0].totals.loss == pytest.approx(results[1].totals.loss, rel=FP32_RTOL)
     # Moments of another weight would move this one by up to `rate`.
     weights = named(old.chunks[0], gradients=False)

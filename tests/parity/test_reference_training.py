@@ -50,7 +50,7 @@ def take_steps(config: RunConfig) -> tuple[list[StepResult], dict, dict]:
     batch = GOLDEN.batch("packed")
     results, gradients = [], {}
     for index in range(config.train.steps):
-        results.append(step.train([batch], step=index, lr=1e-3))
+        results.append(step.train([batch], lr=1e-3))
         if index == 0:
             named = unwrap(chunk).named_parameters()
             gradients = {name: param.main_grad.clone() for name, param in named}

@@ -35,8 +35,8 @@ NO_TORCH = (
     *("bt_megatron.__main__", "bt_megatron.config.plan_command", "bt_megatron.parallel.layout"),
     *("bt_megatron.data.manifest", "bt_megatron.checkpoint.manifest"),
     *("bt_megatron.checkpoint.folder", "bt_megatron.observe.plot", "data_prep.__main__"),
-    *("slurm.__main__", "tools.demo", "tools.plot_loss", "tools.ngram_baseline"),
-    *("tools.compare_layouts", "tools.bench_scaling", "tools.fetch_tasks"),
+    *("slurm.__main__", "slurm.submit", "slurm.through_submitit", "tools.demo", "tools.plot_loss"),
+    *("tools.ngram_baseline", "tools.compare_layouts", "tools.bench_scaling", "tools.fetch_tasks"),
     "bt_megatron.evaluation.likelihood",
 )
 NO_MEGATRON = (

@@ -21,6 +21,15 @@ def test_closes_for_what_is_not_finite_and_opens_again(loss, norm, closed) -> No
     assert gate.closed.tolist() == [0.0]
 
 
+@pytest.mark.parametrize(("loss", "closed"), [(30.0, 0.0), (30.001, 1.0)])
+def test_closes_for_a_mean_loss_above_the_limit(loss, closed) -> None:
+    gate = UpdateGate("cpu")
+    gate.max_loss.fill_(3.0)
+    numbers = torch.tensor([loss, 10.0], dtype=torch.float64)
+    gate.set(numbers[0], numbers[1], ONE, clip_norm=1.0)
+    assert gate.closed.tolist() == [closed]
+
+
 @pytest.mark.parametrize(
     ("norm", "targets", "clip", "divisor"),
     [

@@ -40,9 +40,17 @@ def test_missing_keys_are_named(tmp_path):
         ("gpus_per_node: 0", "gpus_per_node is 0"),
         ("time_limit_minutes: -5", "time_limit_minutes is -5"),
         ("stop_before_limit_s: 3600", "stop_before_limit_s .3600. leaves nothing"),
+        ("stop_before_limit_s: 5", "stop_before_limit_s is 5, expected 60 or more"),
+        ("next_job: again", "next_job.*expected one of requeue, chain"),
         ('setup: "export RANK=0"', "setup sets RANK"),
+        ('setup: "export A=1 MASTER_PORT=2"', "setup sets MASTER_PORT"),
+        ('setup: "SLURM_NTASKS=3"', "setup sets SLURM_NTASKS"),
+        ('container: {image: ""}', "container.image is empty"),
     ],
-    ids=["no GPUs", "negative time", "stops before it starts", "variable of the job"],
+    ids=[
+        *("no GPUs", "negative time", "stops before it starts", "no time to save", "no such way"),
+        *("variable of the job", "a second variable", "variable of Slurm", "no image"),
+    ],
 )
 def test_values_that_cannot_be_meant_are_refused(tmp_path, line, message):
     text = "name: x\n" + ("" if "time_limit" in line else "time_limit_minutes: 60\n")

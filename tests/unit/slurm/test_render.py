@@ -109,10 +109,11 @@ def test_the_script_starts_every_rank_and_keeps_the_logs_of_each_attempt(cluster
         done = run_script(text, tmp_path)
         assert done.returncode == 0, done.stderr
 
+        port = 20000 + (123 * 97 + attempt) % 12000
         logs = tmp_path / "runs" / "block-1.2b" / "logs"
         assert (logs / "latest").resolve() == logs / f"attempt_00{attempt}"
         assert [path.read_text() for path in sorted((logs / "latest").glob("rank_*.log"))] == [
-            f"{rank}/2/{rank} at n1:20123: -m bt_megatron train {RUN}\n" for rank in (0, 1)
+            f"{rank}/2/{rank} at n1:{port}: -m bt_megatron train {RUN}\n" for rank in (0, 1)
         ]
     assert sorted(path.name for path in logs.iterdir()) == ["attempt_001", "attempt_002", "latest"]
 
