@@ -67,6 +67,7 @@ class Reporter:
             step=saved.manifest.step,
             folder=saved.folder.name,
             removed=[folder.name for folder in saved.removed],
+            stall_s=round(saved.stall_s, 4),
         )
 
     def batch(self, kind: BatchEvent, **details: Any) -> None:

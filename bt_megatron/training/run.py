@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of a run, built in the order in which they need each other."""
 
+import gc
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -75,10 +76,24 @@ class Run:
         Comm: see CheckpointWriter.save; must be called by all ranks.
         """
         training = self.training
-        with gathered_weights(training.chunks):
-            state = sharded_state(training.chunks, training.optimizer, is_loading=False)
+        with self.checkpoints.stalls.running(), gathered_weights(training.chunks):
             self.report_saved(self.checkpoints.finish())
+            state = sharded_state(training.chunks, training.optimizer, is_loading=False)
             self.checkpoints.save(state, self._manifest())
+
+    def settle(self) -> None:
+        """Do what later steps would wait for; call it after the first step, when all is there.
+
+        Checkpoints get their host memory. The garbage collector puts aside what stays for ever:
+        looking through it takes a few tenths of a second, at moments of its own choice.
+
+        Comm: none.
+        """
+        training = self.training
+        state = sharded_state(training.chunks, training.optimizer, is_loading=False)
+        self.checkpoints.reserve(state)
+        gc.collect()
+        gc.freeze()
 
     def report_saved(self, saved: Saved | None) -> None:
         """Report a checkpoint that has become complete, if one has."""
@@ -160,7 +175,9 @@ def build_run(
         batches=_read_ahead(data, first_step=step),
         training=training,
         evaluation=Evaluation(data.validation, training, data.byte_lengths),
-        checkpoints=CheckpointWriter(folder.checkpoints, config.checkpoint),
+        checkpoints=CheckpointWriter(
+            folder.checkpoints, config.checkpoint, may_update=training.may_update
+        ),
         meter=Meter(plan),
         guard=guard,
         stop=stop,
