@@ -11,6 +11,7 @@ replaces is only removed after that.
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ class Saved:
     manifest: Manifest
     removed: list[Path]
     """Checkpoints that were removed because this one is complete."""
+    begun: float
+    """When it was begun, in Unix seconds."""
     stall_s: float = 0.0
     """Seconds that training was held up, since the checkpoint before."""
 
@@ -63,6 +66,7 @@ class CheckpointWriter:
         self._has_saved = False
         self.stalls = StallClock()
         self._pending: tuple[Path, Manifest] | None = None
+        self._begun = 0.0
         self._sealing: _Sealing | None = None
 
     @property
@@ -96,7 +100,7 @@ class CheckpointWriter:
             self.finish()
             folder = step_folder(self._checkpoints, manifest.step)
             _prepare(folder)
-            self._pending = (folder, manifest)
+            self._pending, self._begun = (folder, manifest), time.time()
             self._copy.start(state)
             self._request = dist_checkpointing.save(
                 state,
@@ -160,9 +164,10 @@ class CheckpointWriter:
         folder, manifest = self._pending
         self._pending = None
         if dist.get_rank() == 0:
-            self._sealing = _Sealing(lambda: self._complete(folder, manifest))
+            begun = self._begun
+            self._sealing = _Sealing(lambda: self._complete(folder, manifest, begun=begun))
 
-    def _complete(self, folder: Path, manifest: Manifest) -> Saved:
+    def _complete(self, folder: Path, manifest: Manifest, *, begun: float) -> Saved:
         files = {path.name: file_entry(path) for path in data_files(folder)}
         manifest = replace(manifest, files=files)
         write_manifest(folder, manifest)
@@ -173,7 +178,7 @@ class CheckpointWriter:
         )
         for old in removed:
             remove_checkpoint(old)
-        return Saved(folder, manifest, removed)
+        return Saved(folder, manifest, removed, begun)
 
     def _take_sealed(self, *, wait: bool) -> Saved | None:
         if self._sealing is None or not (wait or self._sealing.is_done):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: steps until the run is complete or asked to stop."""
 
+import time
 from typing import Literal
 
 import torch
@@ -93,8 +94,9 @@ def _log(run: Run, result: StepResult) -> None:
 def _evaluate(run: Run) -> bool:
     """Evaluate; return whether that came to its end, or was broken off by a stop."""
     run.watch.enter("evaluation", step=run.step)
+    start = time.monotonic()
     record = run.evaluation.measure(step=run.step, stop=run.stop)
     run.owes_evaluation = record is None
     if record is not None and run.reporter is not None:
-        run.reporter.evaluation(record)
+        run.reporter.evaluation(record, seconds=time.monotonic() - start)
     return record is not None

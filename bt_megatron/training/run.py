@@ -26,6 +26,7 @@ from bt_megatron.model.layer_library import LayerChoice, choose_layers
 from bt_megatron.model.transformer_config import has_fused_accumulation
 from bt_megatron.observe.atomic_file import write_atomically
 from bt_megatron.observe.console import Console
+from bt_megatron.observe.environment import describe_environment
 from bt_megatron.observe.run_folder import RunFolder
 from bt_megatron.parallel.groups import build_groups, start_processes
 from bt_megatron.training.chunk import build_chunks, build_optimizer, gathered_weights
@@ -89,6 +90,8 @@ class Run:
 
         Comm: none.
         """
+        if self.reporter is not None:
+            self.reporter.first_step(step=self.step)
         training = self.training
         state = sharded_state(training.chunks, training.optimizer, is_loading=False)
         self.checkpoints.reserve(state)
@@ -195,7 +198,7 @@ def _read_ahead(data: RunData, *, first_step: int) -> PrefetchedBatches[SentBatc
 
 
 def _describe(folder: RunFolder, loaded: LoadedConfig, plan: Plan, layers: LayerChoice) -> None:
-    """Write config.resolved.yaml and plan.json."""
+    """Write config.resolved.yaml, plan.json and environment.json."""
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.config, resolved_yaml(loaded).encode())
     kernels = {**asdict(layers), "fused_gradient_accumulation": has_fused_accumulation()}
@@ -206,6 +209,8 @@ def _describe(folder: RunFolder, loaded: LoadedConfig, plan: Plan, layers: Layer
         "kernels": kernels,
     }
     write_atomically(folder.plan, json.dumps(content, indent=1).encode())
+    environment = describe_environment(read_versions())
+    write_atomically(folder.environment, json.dumps(environment, indent=1).encode())
 
 
 def _device_name() -> str:

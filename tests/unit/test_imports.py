@@ -38,6 +38,7 @@ NO_TORCH = (
         "slurm.__main__",
         "slurm.submit",
         "slurm.through_submitit",
+        "tools.goodput",
         "tools.demo",
         "tools.plot_loss",
         "tools.ngram_baseline",
