@@ -40,8 +40,10 @@ class Reporter:
         self._folder, self._plan, self._console = folder, plan, console
         rewind(folder, step=step)
         self._metrics, self._events = MetricsLog(folder), EventsLog(folder)
-        self._sampler = SystemSampler()
-        self._sampler.start()
+        self._sampler: SystemSampler | None = None
+        if config.log.mlflow is None or config.log.mlflow.system_metrics:
+            self._sampler = SystemSampler()
+            self._sampler.start()
         self._forwarder = None
         if config.log.mlflow is not None:
             self._forwarder = MlflowForwarder(folder, config=config.log.mlflow, console=console)
@@ -56,7 +58,7 @@ class Reporter:
     def step(self, record: StepRecord) -> None:
         """Report a logged step."""
         self._console.step(record)
-        self._metrics.write(record, extra=self._sampler.latest())
+        self._metrics.write(record, extra=self._sampler.latest() if self._sampler else None)
 
     def evaluation(self, record: EvaluationRecord, *, seconds: float) -> None:
         """Report an evaluation and how long it took."""
@@ -87,7 +89,8 @@ class Reporter:
     def close(self, *, step: int, status: RunStatus, reason: str) -> None:
         """Draw the loss, write the last event and wait a bounded time for MLflow."""
         self._events.write("stopped", step=step, reason=reason)
-        self._sampler.close()
+        if self._sampler is not None:
+            self._sampler.close()
         self._metrics.close()
         self._events.close()
         with contextlib.suppress(DataError):  # stopped before the first logged step
