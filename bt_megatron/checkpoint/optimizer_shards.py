@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
@@ -75,7 +76,7 @@ def own_param_state(
     """Return this rank's part of the optimizer state; the tensors are those of the optimizer.
 
     Args:
-        optimizer: after its first step; it has no moments before.
+        optimizer: the sharded optimizer.
         weights: the sharded weights of this rank's stages.
 
     Comm: none.
@@ -85,6 +86,9 @@ def own_param_state(
     for weight, start, stop in _own_ranges(optimizer):
         parts = _whole_parts(by_weight[id(weight)])
         tensors = optimizer._get_main_param_and_optimizer_states(weight)
+        for name in STATES:  # moments come with the first update; before it they are zero
+            if name not in tensors:
+                tensors[name] = torch.zeros_like(tensors["param"])
         state[len(state)] = {
             name: [
                 piece

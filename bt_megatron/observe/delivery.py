@@ -24,7 +24,7 @@ from bt_megatron.observe.mlflow_tags import (
     STARTS,
     attempt_tags,
     environment_tags,
-    plan_tags,
+    plan_parameters,
 )
 from bt_megatron.observe.run_folder import RunFolder
 from bt_megatron.observe.tracking_state import (
@@ -116,8 +116,8 @@ class Delivery:
             parent=state.parent,
         )
         self._update(run_id=run_id)
-        run.send_parameters(read_parameters(self._folder.config))
-        run.send_tags(environment_tags(self._folder) | plan_tags(self._folder))
+        run.send_parameters(read_parameters(self._folder.config) | plan_parameters(self._folder))
+        run.send_tags(environment_tags(self._folder))
         run.send_files(self._described_by)
         self._there = run.losses_by_step()
         self._run = run

@@ -36,6 +36,16 @@ CLIENT_SETTINGS = {
 LOSSES = ("train/loss", "validation/loss")
 
 
+def connect(tracking_uri: str) -> Any:
+    """Return MLflow's client of a server or database; the first time, MLflow is imported."""
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
 class MlflowRun:
     """A run on an MLflow server or in an MLflow database."""
 
@@ -51,12 +61,7 @@ class MlflowRun:
 
         Comm: none between ranks; talks to the server.
         """
-        for name, value in CLIENT_SETTINGS.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        self._client = MlflowClient(tracking_uri=tracking_uri)
+        self._client = connect(tracking_uri)
         found = self._client.get_experiment_by_name(experiment)
         self._experiment_id: str = (
             found.experiment_id

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MLflow shows of a run beside metrics and parameters: code, user, jobs, attempts.
+"""What MLflow shows of a run beside metrics: plan, code, user, jobs, attempts.
 
-Pure: files of the run folder in, tags out. Sent again they change nothing.
+Pure: files of the run folder in, tags and parameters out. Sent again they change nothing.
 """
 
 import datetime
@@ -18,8 +18,12 @@ MLFLOW_USER = "mlflow.user"
 MLFLOW_PARENT = "mlflow.parentRunId"
 """Names that MLflow's pages know (mlflow/utils/mlflow_tags.py)."""
 STARTS = ("started", "resumed")
-PLAN_TAGS = ("layout", "world_size", "tokens_per_step", "total_tokens", "training_flops")
-"""Values of plan.json, as tags `plan.<name>`."""
+PLAN_KEYS = (
+    *("layout", "world_size", "tokens_per_step", "total_tokens", "training_flops"),
+    *("parameters.total", "parameters.non_embedding", "flops.training_per_token"),
+    *("kv_cache.per_token", "kv_cache.per_sequence"),
+)
+"""Values of plan.json that become parameters `plan.<key>`."""
 LONGEST = 5000
 """Characters of a tag's value that every MLflow store takes."""
 
@@ -40,13 +44,16 @@ def environment_tags(folder: RunFolder) -> dict[str, str]:
     return _texts(tags)
 
 
-def plan_tags(folder: RunFolder) -> dict[str, str]:
-    """Return the tags of plan.json; none if there is no such file."""
-    value = _read(folder.plan)
-    tags = {f"plan.{name}": value[name] for name in PLAN_TAGS if name in value}
-    if "parameters" in value:
-        tags["plan.parameters"] = value["parameters"]["total"]
-    return _texts(tags)
+def plan_parameters(folder: RunFolder) -> dict[str, str]:
+    """Return the parameters that plan.json gives; none if there is no such file."""
+    plan = _read(folder.plan)
+    found: dict[str, Any] = {}
+    for key in PLAN_KEYS:
+        value: Any = plan
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        found[f"plan.{key}"] = value
+    return _texts(found)
 
 
 def attempt_tags(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:

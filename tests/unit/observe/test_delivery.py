@@ -57,7 +57,8 @@ def test_attempts_are_tags_of_one_run(tmp_path, mlflow_server):
     second.events.write("resumed", step=20, slurm_restart_count="1", **job)
     assert second.close() == 0
 
-    tags = Tracked(mlflow_server.uri, second).run.data.tags
+    run = Tracked(mlflow_server.uri, second).run
+    tags = run.data.tags
     assert second.state["run_id"] == first.state["run_id"]
     assert tags["attempts"] == "2"
     assert tags["slurm.job_ids"] == "17"
@@ -65,8 +66,8 @@ def test_attempts_are_tags_of_one_run(tmp_path, mlflow_server):
     assert tags["attempt.002"].endswith("job 17.1, on node[1-2]")
     assert tags["mlflow.source.git.commit"] == "abc"
     assert tags["mlflow.source.type"] == "JOB"
-    assert tags["plan.layout"] == "Ebt"
-    assert tags["plan.parameters"] == "5"
+    assert run.data.params["plan.layout"] == "Ebt"
+    assert run.data.params["plan.parameters.total"] == "5"
 
 
 def test_checkpoints_that_exist_are_models_of_the_run(tmp_path, mlflow_server):

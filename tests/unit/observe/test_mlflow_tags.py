@@ -10,7 +10,7 @@ from bt_megatron.observe.mlflow_tags import (
     LONGEST,
     attempt_tags,
     environment_tags,
-    plan_tags,
+    plan_parameters,
 )
 from bt_megatron.observe.run_folder import RunFolder
 
@@ -51,7 +51,7 @@ def test_jobs_are_listed_once_each():
 
 def test_the_environment_gives_the_tags_that_mlflow_knows(tmp_path):
     folder = RunFolder(tmp_path)
-    assert environment_tags(folder) == plan_tags(folder) == {}
+    assert environment_tags(folder) == plan_parameters(folder) == {}
     value = describe_environment({"bt_megatron": "c0ffee", "torch": "2.11.0"})
     folder.environment.write_text(json.dumps(value | {"command": "x" * 2 * LONGEST}))
     tags = environment_tags(folder)
