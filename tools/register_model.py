@@ -8,6 +8,7 @@ loaded once from what MLflow has stored. With --run it belongs to the MLflow run
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,8 +36,11 @@ REQUIREMENTS = ("torch", "transformers", "safetensors", "tokenizers", "pandas", 
 EXAMPLE = ["The state of the union is", "Call me"]
 PARAMETERS = {"max_new_tokens": 32, "temperature": 0.0, "seed": 0}
 """Parameters of a prediction and their defaults."""
-UPLOAD_TIMEOUT_S = "600"
-"""Weights take longer than metrics: MLflow's time for one request of an upload."""
+UPLOAD_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "600",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Weights take longer than metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +100,15 @@ def register(
 def _register(
     exported: Path, *, name: str, uri: str, experiment: str, run_id: str | None
 ) -> Registered:
-    os.environ |= {**CLIENT_SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT": UPLOAD_TIMEOUT_S}
+    os.environ |= {**CLIENT_SETTINGS, **UPLOAD_SETTINGS}
     import mlflow
     import pandas as pd
     from mlflow.models import infer_signature
+    from transformers.utils import logging as transformers_logging
 
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     example = pd.DataFrame({"prompt": EXAMPLE})
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

@@ -76,10 +76,14 @@ class Delivery:
         events = [line.value for line in lines if line.value is not None]
         if any(event["event"] in STARTS for event in events):
             run.send_tags(attempt_tags(read_records(self._folder.events)))
+        saved = [event for event in events if event["event"] == "saved"]
+        new = {event["folder"] for event in saved}
+        gone = {name for event in saved for name in event["removed"]}
         for line in lines:
             if line.value is not None and line.value["event"] == "saved":
-                run.send_checkpoint(line.value, folder=self._folder.checkpoints.resolve())
-                for name in line.value["removed"]:
+                if line.value["folder"] not in gone:
+                    run.send_checkpoint(line.value, folder=self._folder.checkpoints.resolve())
+                for name in set(line.value["removed"]) - new:
                     run.forget_checkpoint(name)
             self._update(events_offset=line.end)
 

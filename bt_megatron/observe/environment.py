@@ -57,7 +57,7 @@ def describe_environment(versions: Mapping[str, str]) -> dict[str, Any]:
     memory = psutil.virtual_memory()
     return {
         "schema": SCHEMA,
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "user": _user(),
         "versions": dict(versions),
         **describe_attempt(),

@@ -171,7 +171,7 @@ def _attempt(
         first_step=int(start["step"]),
         last_step=max((int(record["step"]) for record in steps), default=int(start["step"])),
         ended=str(last["reason"]) if last["event"] == "stopped" else ended,
-        spans=tuple(_spans(events, end=end, lost_from=_lost_from(records, kept_step))),
+        spans=tuple(_spans(events, end=end, lost_from=_lost_from(events, records, kept_step))),
         data_wait_s=sum(_data_wait(kept, first_step=int(start["step"]))),
     )
 
@@ -183,10 +183,16 @@ def _job(start: dict[str, Any]) -> str | None:
     return f"{start['slurm_job_id']}.{restarts}"
 
 
-def _lost_from(records: Sequence[dict[str, Any]], kept_step: int | None) -> float:
-    """Return the time after which every step was taken again."""
+def _lost_from(
+    events: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], kept_step: int | None
+) -> float:
+    """Return the time after which every step was taken again: that of the checkpoint."""
     if kept_step is None:
         return float("inf")
+    for event in events:
+        if event["event"] == "saved" and event["step"] == kept_step and "begun" in event:
+            is_last = events[-1]["event"] == "stopped" and events[-1]["step"] == kept_step
+            return float("inf") if is_last else float(event["begun"])
     kept = [float(record["time"]) for record in records if record["step"] <= kept_step]
     return max(kept, default=0.0)
 

@@ -18,6 +18,8 @@ MLFLOW_USER = "mlflow.user"
 MLFLOW_PARENT = "mlflow.parentRunId"
 """Names that MLflow's pages know (mlflow/utils/mlflow_tags.py)."""
 STARTS = ("started", "resumed")
+PROGRAM = "bt_megatron"
+"""What MLflow shows as source; it would show no more than the end of a whole command."""
 PLAN_KEYS = (
     *("layout", "world_size", "tokens_per_step", "total_tokens", "training_flops"),
     *("parameters.total", "parameters.non_embedding", "flops.training_per_token"),
@@ -35,7 +37,8 @@ def environment_tags(folder: RunFolder) -> dict[str, str]:
         return {}
     tags = {
         MLFLOW_COMMIT: value["versions"].get("bt_megatron"),
-        MLFLOW_SOURCE: value["command"],
+        MLFLOW_SOURCE: PROGRAM,
+        "command": value["command"],
         MLFLOW_SOURCE_TYPE: "JOB" if "slurm_job_id" in value else "LOCAL",
         MLFLOW_USER: value["user"],
         "gpus": ", ".join(value["gpus"]) or "none",

@@ -88,7 +88,7 @@ class Reporter:
 
     def close(self, *, step: int, status: RunStatus, reason: str) -> None:
         """Draw the loss, write the last event and wait a bounded time for MLflow."""
-        self._events.write("stopped", step=step, reason=reason)
+        self._events.write("stopped", step=step, reason=reason, status=status)
         if self._sampler is not None:
             self._sampler.close()
         self._metrics.close()

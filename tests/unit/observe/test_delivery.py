@@ -70,11 +70,14 @@ def test_attempts_are_tags_of_one_run(tmp_path, mlflow_server):
     assert run.data.params["plan.parameters.total"] == "5"
 
 
-def test_checkpoints_that_exist_are_models_of_the_run(tmp_path, mlflow_server):
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one by one"])
+def test_checkpoints_that_exist_are_models_of_the_run(at_once, tmp_path, mlflow_server):
     run = Run(tmp_path / "tiny", mlflow_server.uri)
-    write_saved(run, 10)
-    write_saved(run, 20)
-    write_saved(run, 30, removed=[10])
+    for step, removed in ((10, []), (20, []), (30, [10])):
+        write_saved(run, step, removed=removed)
+        if not at_once:
+            assert run.close() == 0
+            run = Run(tmp_path / "tiny", mlflow_server.uri)
     assert run.close() == 0
 
     folder = run.folder.checkpoints.resolve()

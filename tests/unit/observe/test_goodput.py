@@ -59,7 +59,7 @@ def test_every_second_belongs_to_one_thing(folder):
     assert goodput.seconds == {
         "start": 30 + 25,
         "checkpoint": 2 + 10,
-        "repeated": 20,  # from 1042 to the last sign of life of the first attempt
+        "repeated": 20,  # from the end of the stall to the last sign of life
         "down": 1200 - 1062,
         "evaluation": 5,
         "training": 10 + (1255 - 1225) + (1270 - 1260),
@@ -86,6 +86,24 @@ def test_a_run_that_is_going_on_ends_with_its_last_sign_of_life(folder):
     assert goodput.attempts[-1].ended == "going on"
     assert goodput.attempts[-1].spans[-1].end == 1270
     assert sum(goodput.seconds.values()) == goodput.total_s
+
+
+def test_nothing_is_lost_by_an_attempt_that_was_stopped(tmp_path):
+    """It saves when it is asked to stop, after the last step that it has logged."""
+    folder = RunFolder(tmp_path)
+    events = [
+        event("started", 0, 0),
+        event("first_step", 10, 1),
+        event("saved", 45, 4, begun=40.0, stall_s=3.0),
+        event("stopped", 46, 4, reason="SIGTERM"),
+        event("resumed", 60, 4),
+        event("stopped", 61, 4, reason="complete"),
+    ]
+    write(folder.events, events)
+    write(folder.metrics, [step(1, 10), step(3, 30)])
+    first, _ = read_goodput(folder).attempts
+    assert first.ended == "SIGTERM"
+    assert {span.kind for span in first.spans} == {"start", "training", "checkpoint"}
 
 
 def test_a_run_without_a_step_is_told(tmp_path):
