@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m tools.sweep_report SWEEP.yaml`: what a sweep gave, from MLflow.
+"""`python -m tools.sweep_report SWEEP.yaml ...`: what sweeps gave, from MLflow.
 
 A table and plots of loss, training throughput and bytes of keys and values, as report.md,
 report.png and report.json in <runs_dir>/<name of the sweep>, and as files of the sweep's run in
@@ -10,7 +10,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,19 @@ class Result:
     """By the names of `METRICS`."""
     losses: tuple[tuple[int, float], ...]
     """Step and validation loss of each evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What was written of a sweep."""
+
+    text: Path
+    figures: Path
+    picture: Path
+    rows: tuple[Row, ...]
+    """What is in `figures`."""
+    missing: tuple[str, ...] = ()
+    """Cases that are not complete."""
 
 
 class Reader:
@@ -115,11 +128,8 @@ class Reader:
         return sorted(newest.items())
 
 
-def write_report(sweep: Sweep, folder: Path) -> tuple[list[Path], list[str]]:
-    """Write the report of a sweep.
-
-    Returns:
-        The files, and the names of the cases that are not complete.
+def write_report(sweep: Sweep, folder: Path) -> Report:
+    """Write the report of a sweep into a folder and attach it to the sweep's run.
 
     Raises:
         BtError: MLflow does not answer, or has nothing of the sweep.
@@ -129,10 +139,10 @@ def write_report(sweep: Sweep, folder: Path) -> tuple[list[Path], list[str]]:
         reader = Reader(sweep)
         found = [reader.result(case.name, case.config.name) for case in sweep.cases]
         results = [result for result in found if result is not None]
-        files = _write(sweep, results, folder)
-        reader.attach(files)
+        report = _write(sweep, results, folder)
+        reader.attach([report.text, report.figures, report.picture])
         finished = {result.case for result in results if result.status == "FINISHED"}
-        missing = [case.name for case in sweep.cases if case.name not in finished]
+        missing = tuple(case.name for case in sweep.cases if case.name not in finished)
         if not missing:
             reader.finish()
     except BtError:
@@ -142,16 +152,21 @@ def write_report(sweep: Sweep, folder: Path) -> tuple[list[Path], list[str]]:
             f"{uri}: MLflow gave no report ({describe(error)}). Start the server, then run the "
             "same command again."
         ) from error
-    return files, missing
+    return replace(report, missing=missing)
 
 
-def _write(sweep: Sweep, results: Sequence[Result], folder: Path) -> list[Path]:
+def _write(sweep: Sweep, results: Sequence[Result], folder: Path) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"report.{suffix}" for suffix in ("md", "json", "png")]
-    write_atomically(files[0], markdown(sweep, results).encode())
-    write_benchmark(files[1], rows_of(sweep, results))
-    draw_report(sweep, {result.case: result for result in results}, files[2])
-    return files
+    report = Report(
+        text=folder / "report.md",
+        figures=folder / "report.json",
+        picture=folder / "report.png",
+        rows=tuple(rows_of(sweep, results)),
+    )
+    write_atomically(report.text, markdown(sweep, results).encode())
+    write_benchmark(report.figures, report.rows)
+    draw_report(sweep, {result.case: result for result in results}, report.picture)
+    return report
 
 
 def rows_of(sweep: Sweep, results: Sequence[Result]) -> list[Row]:
@@ -203,30 +218,39 @@ def _number(text: str | None) -> float | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.sweep_report", description="Report what a sweep gave, from MLflow."
+        prog="python -m tools.sweep_report", description="Report what sweeps gave, from MLflow."
     )
-    parser.add_argument("file", metavar="SWEEP", help="YAML file as in configs/sweep")
+    parser.add_argument("sweeps", nargs="+", metavar="SWEEP", help="YAML file as in configs/sweep")
     parser.add_argument(
         "--set",
         dest="settings",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="as the sweep was run with",
+        help="as the sweeps were run with",
     )
-    parser.add_argument("--out", type=Path, help="folder (default: <runs_dir>/<name of the sweep>)")
+    parser.add_argument("--benchmark", type=Path, metavar="FILE", help="write all figures there")
     arguments = parser.parse_args(argv)
+    rows: list[Row] = []
     try:
-        sweep = load_sweep(arguments.file, arguments.settings)
-        files, missing = write_report(sweep, arguments.out or sweep.folder)
+        for file in arguments.sweeps:
+            sweep = load_sweep(file, arguments.settings)
+            report = write_report(sweep, sweep.folder)
+            rows += report.rows
+            _tell(report)
+        if arguments.benchmark:
+            write_benchmark(arguments.benchmark, rows)
     except BtError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
-    print(files[0].read_text())  # noqa: T201
-    if missing:
-        print(f"not complete: {', '.join(missing)}")  # noqa: T201
-    print(files[0])  # noqa: T201
     return 0
+
+
+def _tell(report: Report) -> None:
+    print(report.text.read_text())  # noqa: T201
+    if report.missing:
+        print(f"not complete: {', '.join(report.missing)}")  # noqa: T201
+    print(report.text)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -49,21 +49,20 @@ def track(sweep, case, uri, *, loss):
 def test_a_table_figures_and_plots_of_what_is_there(sweep, mlflow_server, tmp_path):
     narrow, wide = sweep.cases
     track(sweep, narrow, mlflow_server.uri, loss=3.0)
-    (markdown, figures, picture), missing = write_report(sweep, tmp_path / "report")
-    assert missing == ["wide"]
-    assert "| narrow | 3.0000 | 6.0000 | 10,000 | 5,678 | 1,234 | complete |" in (
-        markdown.read_text()
-    )
-    assert "| wide | | | | | | not begun |" in markdown.read_text()
+    report = write_report(sweep, tmp_path / "report")
+    text = report.text.read_text()
+    assert report.missing == ("wide",)
+    assert "| narrow | 3.0000 | 6.0000 | 10,000 | 5,678 | 1,234 | complete |" in text
+    assert "| wide | | | | | | not begun |" in text
 
     track(sweep, wide, mlflow_server.uri, loss=2.5)
-    _, missing = write_report(sweep, tmp_path / "report")
-    assert missing == []
-    assert "The paper: says nothing of it." in markdown.read_text()
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    report = write_report(sweep, tmp_path / "report")
+    assert report.missing == ()
+    assert "The paper: says nothing of it." in report.text.read_text()
+    assert report.picture.read_bytes().startswith(b"\x89PNG")
     rows = {
         (row["case"], row["metric"]): row["value"]
-        for row in json.loads(figures.read_text())["rows"]
+        for row in json.loads(report.figures.read_text())["rows"]
     }
     assert rows[f"sweep/{sweep.name}/wide", "validation_loss"] == 2.5
     assert len(rows) == 2 * 5
@@ -98,3 +97,14 @@ def test_a_server_that_is_not_there_is_told(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "MLflow gave no report" in error
     assert "Traceback" not in error
+
+
+def test_figures_of_several_sweeps_go_into_one_file(sweep, mlflow_server, tmp_path, capsys):
+    for case in sweep.cases:
+        track(sweep, case, mlflow_server.uri, loss=2.0)
+    file, together = tmp_path / "sweep.yaml", tmp_path / "together.json"
+    settings = [f"runs_dir={tmp_path}", f"log.mlflow.tracking_uri={mlflow_server.uri}"]
+    options = [word for s in [*settings, "log.mlflow.experiment=tests"] for word in ("--set", s)]
+    assert main([str(file), str(file), *options, "--benchmark", str(together)]) == 0
+    assert len(json.loads(together.read_text())["rows"]) == 2 * 2 * 5
+    assert capsys.readouterr().out.count("# Two spreads of weights") == 2
