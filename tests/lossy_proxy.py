@@ -21,7 +21,8 @@ class LossyProxy:
         self.delay_s = 0.0
         """Before each part of an answer."""
         self.loss = 0.0
-        """Part of the answers that are lost, 0 to 1; the server has done what it was asked."""
+        """Part of the answers that are lost, 0 to 1, the first always; the server has done what
+        it was asked."""
         self.lost = 0
         """Answers lost so far."""
         self._random = random.Random(seed)
@@ -52,7 +53,7 @@ class LossyProxy:
         with contextlib.suppress(OSError):
             while data := server.recv(1 << 16):
                 time.sleep(self.delay_s)
-                if self._random.random() < self.loss:
+                if self.loss and (not self.lost or self._random.random() < self.loss):
                     self.lost += 1
                     break
                 client.sendall(data)

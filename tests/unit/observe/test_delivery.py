@@ -97,7 +97,7 @@ def test_lost_answers_double_nothing_and_lose_nothing(tmp_path, mlflow_server, p
         if step % 10 == 0:
             write_saved(run, step, removed=[step - 10] if step > 10 else [])
     assert run.close(timeout_s=120) == 0
-    assert proxy.lost > 3
+    assert proxy.lost
 
     there = Tracked(mlflow_server.uri, run)
     for name, value in metric_values(step_record(1)).items():
