@@ -2,6 +2,7 @@
 """The report of a sweep, from runs on a real MLflow server."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ cases:
   narrow: {model: {init_std: 0.01}}
   wide: {model: {init_std: 0.02}}
 """
+ROOT = Path(__file__).parents[3]
 PLAN = {"parameters": {"total": 1234}, "kv_cache": {"per_sequence": 5678}}
 
 
@@ -108,3 +110,18 @@ def test_figures_of_several_sweeps_go_into_one_file(sweep, mlflow_server, tmp_pa
     assert main([str(file), str(file), *options, "--benchmark", str(together)]) == 0
     assert len(json.loads(together.read_text())["rows"]) == 2 * 2 * 5
     assert capsys.readouterr().out.count("# Two spreads of weights") == 2
+
+
+def test_the_figures_of_the_documentation_are_measured_ones():
+    rows = json.loads((ROOT / "docs/benchmarks/ablations.json").read_text())["rows"]
+    text = (ROOT / "docs/ablations.md").read_text()
+    forms = {"validation_loss": ".4f", "training_loss": ".4f"}
+    cells = {}
+    for row in rows:
+        if row["metric"] != "training_tokens_per_s":
+            form = forms.get(row["metric"], ",.0f")
+            cells.setdefault(row["case"], []).append(format(row["value"], form))
+    lines = [f"| {case.split('/')[2]} | {' | '.join(values)} |" for case, values in cells.items()]
+    assert len(lines) == 21
+    assert [line for line in lines if line not in text] == []
+    assert {row["detail"]["status"] for row in rows} == {"FINISHED"}
