@@ -45,3 +45,36 @@ def test_a_forked_process_reads_it(copied: tuple[Tensor, Tensor]) -> None:
     got = found.get(timeout=60)
     child.join()
     assert got == expected.numpy().tobytes()
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["launched", "graph"])
+def test_an_update_waits_for_the_copy(recorded: bool) -> None:
+    """As TrainingStep does it: the event is waited for in front of the update, also in a graph."""
+    may_update = torch.cuda.Event(external=True)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        may_update.record()
+        weight = torch.ones(1 << 20, device="cuda")
+
+        def update() -> None:
+            torch.cuda.current_stream().wait_event(may_update)
+            weight.add_(1.0)
+
+        graph = torch.cuda.CUDAGraph()
+        if recorded:
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                update()
+        launch = graph.replay if recorded else update
+        copy = HostCopy(may_update)
+        for number in range(1, 4):
+            entry = ShardedTensor.from_rank_offsets("weight", weight, replica_id=(0, 0, 0))
+            copy.reserve({"weight": entry})
+            with torch.cuda.stream(copy._stream):
+                torch.cuda._sleep(500_000_000)  # clock cycles: some tenths of a second
+            copy.start({"weight": entry})
+            launch()
+            copy.wait()
+            assert (entry.data == float(number)).all(), "the copy holds what was there before"
+            torch.cuda.synchronize()
+            assert (weight == float(number + 1)).all(), "and the update came after it"
