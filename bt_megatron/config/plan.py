@@ -6,7 +6,6 @@ from typing import Any
 
 from bt_megatron.config import flops, memory
 from bt_megatron.config.flops import ForwardFlops, element_flops, forward_flops
-from bt_megatron.config.kv_cache import KvCache, kv_cache
 from bt_megatron.config.memory import MemoryEstimate, estimate_memory
 from bt_megatron.config.params import ParameterCounts, count_parameters, element_parameters
 from bt_megatron.config.pipeline_schedule import bubble_fraction, idle_fraction
@@ -74,8 +73,6 @@ class Plan:
     """Forward FLOPs of a sequence by component, full attention."""
     flops_causal: ForwardFlops
     """The same with causal attention."""
-    kv_cache: KvCache
-    """Bytes of keys and values that generating keeps."""
 
     @property
     def training_flops(self) -> int:
@@ -129,7 +126,6 @@ def make_plan(config: RunConfig, world_size: int) -> Plan:
         parameters=count_parameters(config.model),
         flops=forward_flops(config.model, seq_length=seq_length),
         flops_causal=forward_flops(config.model, seq_length=seq_length, convention="causal"),
-        kv_cache=kv_cache(config.model),
     )
 
 
@@ -151,7 +147,6 @@ def plan_mapping(plan: Plan) -> dict[str, Any]:
             "training_per_token": counted.training_per_token,
         }
     mapping["training_flops"] = plan.training_flops
-    mapping["kv_cache"]["per_sequence"] = plan.kv_cache.per_sequence(plan.flops.seq_length)
     mapping["formulas"] = {"flops": flops.FORMULA, "memory": memory.FORMULA}
     return mapping
 

@@ -22,6 +22,7 @@ from bt_megatron.data.device_copy import Sender, SentBatches
 from bt_megatron.data.prefetch import PrefetchedBatches
 from bt_megatron.faults.agreement import require_same
 from bt_megatron.faults.watch import Watch
+from bt_megatron.model.kv_cache import kv_cache
 from bt_megatron.model.layer_library import LayerChoice, choose_layers
 from bt_megatron.model.transformer_config import has_fused_accumulation
 from bt_megatron.observe.atomic_file import write_atomically
@@ -204,6 +205,7 @@ def _describe(folder: RunFolder, loaded: LoadedConfig, plan: Plan, layers: Layer
     kernels = {**asdict(layers), "fused_gradient_accumulation": has_fused_accumulation()}
     content = {
         **plan_mapping(plan),
+        "kv_cache": _kv_bytes(loaded.config),
         "versions": read_versions(),
         "device": _device_name(),
         "kernels": kernels,
@@ -211,6 +213,12 @@ def _describe(folder: RunFolder, loaded: LoadedConfig, plan: Plan, layers: Layer
     write_atomically(folder.plan, json.dumps(content, indent=1).encode())
     environment = describe_environment(read_versions())
     write_atomically(folder.environment, json.dumps(environment, indent=1).encode())
+
+
+def _kv_bytes(config: RunConfig) -> dict[str, float]:
+    """Return the bytes of keys and values that generating will keep, of a sequence of training."""
+    cache = kv_cache(config.model)
+    return {**asdict(cache), "per_sequence": cache.per_sequence(config.data.seq_length)}
 
 
 def _device_name() -> str:

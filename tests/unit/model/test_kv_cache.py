@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bt_megatron.config.kv_cache import KvCache, kv_cache
 from bt_megatron.config.load import load_model
+from bt_megatron.model.kv_cache import KvCache, kv_cache
 
 MODELS = Path(__file__).parents[3] / "configs/model"
 # Megabytes (10**6) at 2048 + 128 tokens in bf16, derived from the paper's sizes: vanilla models,
