@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bt_megatron.config.arguments import add_run_arguments
+from bt_megatron.config.arguments import add_run_arguments, positive_int
 from bt_megatron.errors import BtError
 from slurm import watch
 from slurm.cluster import load_cluster
 from slurm.records import open_records
 from slurm.submit import TrainingJob, submit
+from slurm.sweep_command import add_sweep, run_sweep
 
 INTERRUPTED = 130
 
@@ -86,6 +87,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "logs": _logs,
     "cancel": _cancel,
     "resume": _resume,
+    "sweep": run_sweep,
 }
 
 
@@ -115,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the project's own script, submitit, or processes of this machine (no Slurm)",
     )
     _add_json(command)
+    add_sweep(commands)
     _add_folder(commands, "status", "say how a submitted run is")
     command = _add_folder(commands, "logs", "print what a run says")
     command.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
@@ -132,7 +135,7 @@ def _add_run(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     add_run_arguments(command)
     command.add_argument("--cluster", required=True, help="YAML file as in configs/cluster")
     command.add_argument(
-        "--gpus", type=_positive, metavar="N", help="processes in all (default: one whole node)"
+        "--gpus", type=positive_int, metavar="N", help="processes in all (default: one whole node)"
     )
     return command
 
@@ -146,13 +149,6 @@ def _add_folder(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
 
 def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _positive(text: str) -> int:
-    """Read a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,17 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedTensor,
+    ShardedTensorFactory,
+)
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import nn
 
+from bt_megatron.checkpoint.optimizer_shards import own_param_state
 from bt_megatron.checkpoint.scales import load_scales, sharded_scales
 from bt_megatron.model.named_weights import SHARDING, clear_vocabulary_padding
 from bt_megatron.model.weight_names import is_module_state
@@ -47,7 +54,10 @@ def sharded_state(
         with_random: whether random states are part of it.
         with_scales: whether the scales of delayed FP8 scaling are, where there are some.
 
-    Comm: the optimizer gathers its shards over the data-parallel group when saving.
+    Returns:
+        When saving, the tensors are those of the model and the optimizer, not copies.
+
+    Comm: none.
     """
     metadata = {
         **SHARDING,
@@ -59,9 +69,22 @@ def sharded_state(
         _model_key(number): unwrap(chunk).sharded_state_dict(metadata=metadata)
         for number, chunk in enumerate(chunks)
     }
-    state["optimizer"] = optimizer.sharded_state_dict(
-        dict(state), is_loading=is_loading, metadata=metadata
-    )
+    sharded = None if is_loading else _sharded_optimizer(optimizer)
+    if sharded is None:
+        state["optimizer"] = optimizer.sharded_state_dict(
+            dict(state), is_loading=is_loading, metadata=metadata
+        )
+    else:
+        weights = [
+            entry
+            for entry in nested_values(state)
+            if isinstance(entry, ShardedTensor | ShardedTensorFactory)
+        ]
+        state["optimizer"] = {
+            **sharded.state_dict(),
+            "param_state": own_param_state(sharded, weights),
+            "param_state_sharding_type": OPTIMIZER_SHARDING,
+        }
     if with_scales and (scales := sharded_scales([unwrap(chunk) for chunk in chunks])):
         state["fp8_scales"] = scales
     if with_random:
@@ -113,6 +136,12 @@ def set_random_state(state: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
     tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])
+
+
+def _sharded_optimizer(optimizer: MegatronOptimizer) -> DistributedOptimizer | None:
+    """Return the optimizer that shards its state over ranks, if this is one."""
+    (part,) = optimizer.chained_optimizers  # one, because no weights are experts
+    return part if isinstance(part, DistributedOptimizer) else None
 
 
 def _model_key(number: int) -> str:

@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing checkpoints while training goes on.
 
-`save` copies what is to be written and returns; a forked process writes it;
-`poll`, once a step, finishes what is written: rank 0 hashes the files in a
-thread and then writes the manifest. Until the manifest is there the checkpoint
-does not exist, and what it replaces is only removed after that.
+`save` starts to copy what is to be written to host memory and returns. The next
+forward and backward pass run meanwhile, and the device changes the weights only when
+the copy is done; then `after_step` forks the process that writes it. `poll`, once a step,
+finishes what is written: rank 0 hashes the files in a thread and then writes the
+manifest. Until the manifest is there the checkpoint does not exist, and what it
+replaces is only removed after that.
 """
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from torch.distributed.checkpoint.api import CheckpointException
 
 from bt_megatron.checkpoint.folder import remove_checkpoint, step_folder, superseded
+from bt_megatron.checkpoint.host_copy import HostCopy
 from bt_megatron.checkpoint.manifest import Manifest, data_files, file_entry, write_manifest
+from bt_megatron.checkpoint.stall_clock import StallClock
 from bt_megatron.config.schema import CheckpointConfig
 from bt_megatron.errors import CheckpointError
 
@@ -33,21 +39,34 @@ class Saved:
     manifest: Manifest
     removed: list[Path]
     """Checkpoints that were removed because this one is complete."""
+    begun: float
+    """When it was begun, in Unix seconds."""
+    stall_s: float = 0.0
+    """Seconds that training was held up, since the checkpoint before."""
 
 
 class CheckpointWriter:
     """Writes the checkpoints of a run; every rank has one."""
 
-    def __init__(self, checkpoints: Path, config: CheckpointConfig) -> None:
+    def __init__(
+        self, checkpoints: Path, config: CheckpointConfig, *, may_update: torch.cuda.Event
+    ) -> None:
         """Prepare to write.
 
         Args:
             checkpoints: parent folder.
             config: what is kept, and whether writing happens in the background.
+            may_update: recorded when what is saved may change; steps wait for it.
         """
         self._checkpoints, self._config = checkpoints, config
+        self._copy = HostCopy(may_update)
         self._queue = AsyncCallsQueue()
+        self._request: AsyncRequest | None = None
+        """What is to be written, while it is being copied."""
+        self._has_saved = False
+        self.stalls = StallClock()
         self._pending: tuple[Path, Manifest] | None = None
+        self._begun = 0.0
         self._sealing: _Sealing | None = None
 
     @property
@@ -55,11 +74,21 @@ class CheckpointWriter:
         """Whether files of a checkpoint are still being written by some rank."""
         return self._pending is not None
 
+    def reserve(self, state: dict[str, Any]) -> None:
+        """Take the host memory that checkpoints need, so that no checkpoint waits for it.
+
+        Args:
+            state: from `sharded_state`.
+
+        Comm: none.
+        """
+        self._copy.reserve(state)
+
     def save(self, state: dict[str, Any], manifest: Manifest) -> None:
         """Start to write a checkpoint; waits for the one before if that is not finished.
 
         Args:
-            state: from `sharded_state`.
+            state: from `sharded_state`; its tensors are read until `may_update`.
             manifest: without its files.
 
         Raises:
@@ -67,16 +96,34 @@ class CheckpointWriter:
 
         Comm: barriers and gathers over all ranks; must be called by all at the same step.
         """
-        self.finish()
-        folder = step_folder(self._checkpoints, manifest.step)
-        _prepare(folder)
-        self._pending = (folder, manifest)
-        request = dist_checkpointing.save(
-            state, str(folder), async_sharded_save=True, async_strategy="mcore"
-        )
-        self._queue.schedule_async_request(request)
-        if not self._config.async_save:
+        with self.stalls.running():
             self.finish()
+            folder = step_folder(self._checkpoints, manifest.step)
+            _prepare(folder)
+            self._pending, self._begun = (folder, manifest), time.time()
+            self._copy.start(state)
+            self._request = dist_checkpointing.save(
+                state,
+                str(folder),
+                validate_access_integrity=not self._has_saved,  # the parts stay the same
+                async_sharded_save=True,
+                async_strategy="mcore",
+            )
+            self._has_saved = True
+            if not self._config.async_save:
+                self.finish()
+
+    def after_step(self) -> None:
+        """Start to write what was copied during the step; call it when the host has its outcome.
+
+        Comm: none, but all ranks must call it equally often.
+        """
+        if self._request is None:
+            return
+        with self.stalls.running():
+            self._copy.wait()
+            self._queue.schedule_async_request(self._request)
+            self._request = None
 
     def poll(self) -> Saved | None:
         """Finish what the background has done by now.
@@ -86,7 +133,7 @@ class CheckpointWriter:
 
         Comm: one small all-reduce while a checkpoint is being written; must be called by all.
         """
-        if self._pending and self._is_written(blocking=False):
+        if self._pending and self._request is None and self._is_written(blocking=False):
             self._seal()
         return self._take_sealed(wait=False)
 
@@ -95,9 +142,11 @@ class CheckpointWriter:
 
         Comm: as `poll`; must be called by all ranks.
         """
-        if self._pending and self._is_written(blocking=True):
-            self._seal()
-        return self._take_sealed(wait=True)
+        with self.stalls.running():
+            self.after_step()
+            if self._pending and self._is_written(blocking=True):
+                self._seal()
+            return self._take_sealed(wait=True)
 
     def _is_written(self, *, blocking: bool) -> bool:
         assert self._pending is not None, "asked for a checkpoint that was not started"
@@ -115,9 +164,10 @@ class CheckpointWriter:
         folder, manifest = self._pending
         self._pending = None
         if dist.get_rank() == 0:
-            self._sealing = _Sealing(lambda: self._complete(folder, manifest))
+            begun = self._begun
+            self._sealing = _Sealing(lambda: self._complete(folder, manifest, begun=begun))
 
-    def _complete(self, folder: Path, manifest: Manifest) -> Saved:
+    def _complete(self, folder: Path, manifest: Manifest, *, begun: float) -> Saved:
         files = {path.name: file_entry(path) for path in data_files(folder)}
         manifest = replace(manifest, files=files)
         write_manifest(folder, manifest)
@@ -128,13 +178,13 @@ class CheckpointWriter:
         )
         for old in removed:
             remove_checkpoint(old)
-        return Saved(folder, manifest, removed)
+        return Saved(folder, manifest, removed, begun)
 
     def _take_sealed(self, *, wait: bool) -> Saved | None:
         if self._sealing is None or not (wait or self._sealing.is_done):
             return None
         sealing, self._sealing = self._sealing, None
-        return sealing.result()
+        return replace(sealing.result(), stall_s=self.stalls.take())
 
 
 class _Sealing:

@@ -15,3 +15,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override one value, e.g. --set optimizer.lr=3e-4",
     )
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number of at least 1, as the `type` of an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from bt_megatron.config.arguments import add_run_arguments
+from bt_megatron.config.arguments import add_run_arguments, positive_int
 from bt_megatron.config.banner import device_line, plan_lines
 from bt_megatron.config.comm import step_communication
 from bt_megatron.config.comm_table import communication_lines, communication_mapping
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add_run_arguments(parser)
     parser.add_argument(
         "--world-size",
-        type=_positive,
+        type=positive_int,
         metavar="N",
         help="number of processes (default: one replica, tp x cp x pp)",
     )
@@ -92,10 +92,3 @@ def _parser() -> argparse.ArgumentParser:
         help="also print the whole configuration and where each value came from",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    """Read a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)

@@ -309,8 +309,10 @@ class MlflowConfig:
     """Any MLflow URI; none: sqlite:///<runs_dir>/mlflow.db."""
     experiment: str = "bt-megatron"
     """Name of the MLflow experiment."""
+    parent: str | None = None
+    """Name of the MLflow run that groups this one with others, as those of a sweep."""
     system_metrics: bool = True
-    """Also log CPU, memory and GPU use."""
+    """Also log the use of CPU, memory, network and GPUs by the machine of rank 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,10 +15,17 @@ differs is sent, because it is another result.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from bt_megatron.observe.jsonl import read_lines
+from bt_megatron.observe.jsonl import read_lines, read_records
 from bt_megatron.observe.mlflow_run import LOSSES, MlflowRun, RunStatus, read_parameters
+from bt_megatron.observe.mlflow_tags import (
+    STARTS,
+    attempt_tags,
+    environment_tags,
+    plan_parameters,
+)
 from bt_megatron.observe.run_folder import RunFolder
 from bt_megatron.observe.tracking_state import (
     TrackingState,
@@ -59,20 +66,41 @@ class Delivery:
             records = [line.value for line in lines if line.value is not None]
             run.send_records([record for record in records if not _repeats(record, self._there)])
             self._update(metrics_offset=lines[-1].end)
+        self._send_events(run)
         self._batch_size = min(2 * size, RECORDS_PER_BATCH)
         return len(lines)
+
+    def _send_events(self, run: MlflowRun) -> None:
+        """Send what new events say of attempts and checkpoints, one event after the other."""
+        lines = list(read_lines(self._folder.events, start=self._state.events_offset))
+        events = [line.value for line in lines if line.value is not None]
+        if any(event["event"] in STARTS for event in events):
+            run.send_tags(attempt_tags(read_records(self._folder.events)))
+        saved = [event for event in events if event["event"] == "saved"]
+        new = {event["folder"] for event in saved}
+        gone = {name for event in saved for name in event["removed"]}
+        for line in lines:
+            if line.value is not None and line.value["event"] == "saved":
+                if line.value["folder"] not in gone:
+                    run.send_checkpoint(line.value, folder=self._folder.checkpoints.resolve())
+                for name in set(line.value["removed"]) - new:
+                    run.forget_checkpoint(name)
+            self._update(events_offset=line.end)
 
     def finish(self, status: RunStatus) -> None:
         """Upload the files of the run and set its status."""
         folder, run = self._folder, self._connect()
-        run.send_files(
-            [folder.config, folder.plan, folder.baselines, folder.loss_plot, folder.events]
-        )
+        run.send_files([*self._described_by, folder.baselines, folder.loss_plot, folder.events])
         run.close(status)
 
     def count_unsent(self) -> int:
         """Return how many records the server has not confirmed."""
         return sum(1 for _ in read_lines(self._folder.metrics, start=self._state.metrics_offset))
+
+    @property
+    def _described_by(self) -> list[Path]:
+        """The files that say what runs; there from the start, and new with each attempt."""
+        return [self._folder.config, self._folder.plan, self._folder.environment]
 
     def _connect(self) -> MlflowRun:
         """Return the open run; the first time, find or create it."""
@@ -85,9 +113,16 @@ class Delivery:
             artifact_location=artifact_location(state, self._folder),
         )
         save_state(self._folder, state)  # the key first: it finds a run whose creation we miss
-        run_id = run.open(run_id=state.run_id, run_key=state.run_key, name=self._folder.path.name)
+        run_id = run.open(
+            run_id=state.run_id,
+            run_key=state.run_key,
+            name=self._folder.path.name,
+            parent=state.parent,
+        )
         self._update(run_id=run_id)
-        run.send_parameters(read_parameters(self._folder.config))
+        run.send_parameters(read_parameters(self._folder.config) | plan_parameters(self._folder))
+        run.send_tags(environment_tags(self._folder))
+        run.send_files(self._described_by)
         self._there = run.losses_by_step()
         self._run = run
         return run

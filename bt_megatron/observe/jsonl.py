@@ -24,7 +24,7 @@ from bt_megatron.errors import DataError, TrainingError
 from bt_megatron.observe.record import SCHEMA, Record, to_json_object
 from bt_megatron.observe.run_folder import RunFolder
 
-RunEvent = Literal["started", "saved", "resumed", "warned", "evaluated", "stopped"]
+RunEvent = Literal["started", "resumed", "first_step", "evaluated", "saved", "warned", "stopped"]
 BatchEvent = Literal["skipped", "recomputed"]
 EventKind = RunEvent | BatchEvent
 

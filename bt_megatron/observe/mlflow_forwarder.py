@@ -38,7 +38,10 @@ class MlflowForwarder:
             DataError: mlflow.json is damaged.
         """
         state = continue_state(
-            folder, tracking_uri=config.tracking_uri, experiment=config.experiment
+            folder,
+            tracking_uri=config.tracking_uri,
+            experiment=config.experiment,
+            parent=config.parent,
         )
         self._folder = folder
         self._delivery = Delivery(folder, state)

@@ -30,6 +30,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def environment(self) -> Path:
+        """On what the newest attempt runs: machine, packages, variables, job."""
+        return self.path / "environment.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per logged step or evaluation; each step once."""
         return self.path / "metrics.jsonl"
@@ -48,6 +53,11 @@ class RunFolder:
     def loss_plot(self) -> Path:
         """The loss curve."""
         return self.path / "loss.png"
+
+    @property
+    def timeline(self) -> Path:
+        """Where the time of all attempts went, drawn."""
+        return self.path / "timeline.png"
 
     @property
     def tracking(self) -> Path:

@@ -77,6 +77,18 @@ def sample_gpus(nvml: ModuleType) -> dict[str, float]:
     return sample
 
 
+def gpu_names() -> list[str]:
+    """Return the names of this machine's GPUs, as the driver gives them; none without one."""
+    nvml = _open_nvml()
+    if nvml is None:
+        return []
+    try:
+        count = nvml.nvmlDeviceGetCount()
+        return [nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count)]
+    except nvml.NVMLError:
+        return []
+
+
 def _open_nvml() -> ModuleType | None:
     """Return NVIDIA's management library, or None without its bindings or a driver."""
     try:

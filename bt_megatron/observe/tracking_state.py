@@ -28,6 +28,10 @@ class TrackingState:
     """The MLflow run; none: not created yet."""
     metrics_offset: int = 0
     """Byte of metrics.jsonl up to which the server has confirmed everything."""
+    events_offset: int = 0
+    """The same of events.jsonl."""
+    parent: str | None = None
+    """Name of the MLflow run that groups this one with others."""
 
 
 def load_state(folder: RunFolder) -> TrackingState | None:
@@ -56,7 +60,7 @@ def save_state(folder: RunFolder, state: TrackingState) -> None:
 
 
 def continue_state(
-    folder: RunFolder, *, tracking_uri: str | None, experiment: str
+    folder: RunFolder, *, tracking_uri: str | None, experiment: str, parent: str | None = None
 ) -> TrackingState:
     """Return the state to go on from: the saved one where it means the same place.
 
@@ -67,7 +71,10 @@ def continue_state(
     state = load_state(folder)
     if state is None or (state.tracking_uri, state.experiment) != (tracking_uri, experiment):
         return TrackingState(
-            tracking_uri=tracking_uri, experiment=experiment, run_key=uuid.uuid4().hex
+            tracking_uri=tracking_uri,
+            experiment=experiment,
+            run_key=uuid.uuid4().hex,
+            parent=parent,
         )
     size = folder.metrics.stat().st_size if folder.metrics.exists() else 0
     return replace(state, metrics_offset=min(state.metrics_offset, size))

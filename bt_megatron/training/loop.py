@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: steps until the run is complete or asked to stop."""
 
+import time
 from typing import Literal
 
 import torch
@@ -24,7 +25,7 @@ def train(run: Run) -> Ended:
 
     Comm: inside the parts; must be called by all ranks.
     """
-    stopping = _any_asked_to_stop(run)
+    stopping, is_settled = _any_asked_to_stop(run), False
     if run.owes_evaluation and not stopping:
         stopping = not _evaluate(run)
     while run.step < run.plan.steps and not stopping:
@@ -34,6 +35,9 @@ def train(run: Run) -> Ended:
         if is_last or run.step % run.config.log.interval_steps == 0:
             _log(run, result)
         with run.meter.pausing():
+            if not is_settled:
+                run.settle()
+                is_settled = True
             if is_last or run.step % run.config.evaluation.interval_steps == 0:
                 stopping = not _evaluate(run) or stopping
             if is_last or stopping or run.step % run.config.checkpoint.interval_steps == 0:
@@ -65,6 +69,7 @@ def _take_step(run: Run) -> StepResult:
         batches = next(run.batches).receive()
     run.watch.enter("step", step=run.step + 1)
     result = guarded_step(run, batches, lr=_rate(run, run.step))
+    run.checkpoints.after_step()
     run.step += 1
     run.meter.count_step()
     return result
@@ -89,8 +94,9 @@ def _log(run: Run, result: StepResult) -> None:
 def _evaluate(run: Run) -> bool:
     """Evaluate; return whether that came to its end, or was broken off by a stop."""
     run.watch.enter("evaluation", step=run.step)
+    start = time.monotonic()
     record = run.evaluation.measure(step=run.step, stop=run.stop)
     run.owes_evaluation = record is None
     if record is not None and run.reporter is not None:
-        run.reporter.evaluation(record)
+        run.reporter.evaluation(record, seconds=time.monotonic() - start)
     return record is not None

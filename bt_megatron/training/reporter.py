@@ -9,6 +9,7 @@ from bt_megatron.config.plan import Plan
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.errors import DataError
 from bt_megatron.observe.console import Console
+from bt_megatron.observe.environment import describe_attempt
 from bt_megatron.observe.jsonl import BatchEvent, EventsLog, MetricsLog, rewind
 from bt_megatron.observe.mlflow_forwarder import MlflowForwarder
 from bt_megatron.observe.mlflow_run import RunStatus
@@ -39,24 +40,33 @@ class Reporter:
         self._folder, self._plan, self._console = folder, plan, console
         rewind(folder, step=step)
         self._metrics, self._events = MetricsLog(folder), EventsLog(folder)
-        self._sampler = SystemSampler()
-        self._sampler.start()
+        self._sampler: SystemSampler | None = None
+        if config.log.mlflow is None or config.log.mlflow.system_metrics:
+            self._sampler = SystemSampler()
+            self._sampler.start()
         self._forwarder = None
         if config.log.mlflow is not None:
             self._forwarder = MlflowForwarder(folder, config=config.log.mlflow, console=console)
             self._forwarder.start()
-        self._events.write("resumed" if step else "started", step=step)
+        attempt = {"world_size": plan.world_size, **describe_attempt()}
+        self._events.write("resumed" if step else "started", step=step, **attempt)
+
+    def first_step(self, *, step: int) -> None:
+        """Report the first step of this process: up to here it was starting."""
+        self._events.write("first_step", step=step)
 
     def step(self, record: StepRecord) -> None:
         """Report a logged step."""
         self._console.step(record)
-        self._metrics.write(record, extra=self._sampler.latest())
+        self._metrics.write(record, extra=self._sampler.latest() if self._sampler else None)
 
-    def evaluation(self, record: EvaluationRecord) -> None:
-        """Report an evaluation."""
+    def evaluation(self, record: EvaluationRecord, *, seconds: float) -> None:
+        """Report an evaluation and how long it took."""
         self._console.evaluation(record, total_steps=self._plan.steps)
         self._metrics.write(record)
-        self._events.write("evaluated", step=record.step, loss=record.loss)
+        self._events.write(
+            "evaluated", step=record.step, loss=record.loss, seconds=round(seconds, 4)
+        )
 
     def saved(self, saved: Saved) -> None:
         """Report a checkpoint that has become complete."""
@@ -67,6 +77,8 @@ class Reporter:
             step=saved.manifest.step,
             folder=saved.folder.name,
             removed=[folder.name for folder in saved.removed],
+            begun=saved.begun,
+            stall_s=round(saved.stall_s, 4),
         )
 
     def batch(self, kind: BatchEvent, **details: Any) -> None:
@@ -76,8 +88,9 @@ class Reporter:
 
     def close(self, *, step: int, status: RunStatus, reason: str) -> None:
         """Draw the loss, write the last event and wait a bounded time for MLflow."""
-        self._events.write("stopped", step=step, reason=reason)
-        self._sampler.close()
+        self._events.write("stopped", step=step, reason=reason, status=status)
+        if self._sampler is not None:
+            self._sampler.close()
         self._metrics.close()
         self._events.close()
         with contextlib.suppress(DataError):  # stopped before the first logged step

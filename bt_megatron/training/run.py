@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of a run, built in the order in which they need each other."""
 
+import gc
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,10 +22,12 @@ from bt_megatron.data.device_copy import Sender, SentBatches
 from bt_megatron.data.prefetch import PrefetchedBatches
 from bt_megatron.faults.agreement import require_same
 from bt_megatron.faults.watch import Watch
+from bt_megatron.model.kv_cache import kv_cache
 from bt_megatron.model.layer_library import LayerChoice, choose_layers
 from bt_megatron.model.transformer_config import has_fused_accumulation
 from bt_megatron.observe.atomic_file import write_atomically
 from bt_megatron.observe.console import Console
+from bt_megatron.observe.environment import describe_environment
 from bt_megatron.observe.run_folder import RunFolder
 from bt_megatron.parallel.groups import build_groups, start_processes
 from bt_megatron.training.chunk import build_chunks, build_optimizer, gathered_weights
@@ -75,10 +78,26 @@ class Run:
         Comm: see CheckpointWriter.save; must be called by all ranks.
         """
         training = self.training
-        with gathered_weights(training.chunks):
-            state = sharded_state(training.chunks, training.optimizer, is_loading=False)
+        with self.checkpoints.stalls.running(), gathered_weights(training.chunks):
             self.report_saved(self.checkpoints.finish())
+            state = sharded_state(training.chunks, training.optimizer, is_loading=False)
             self.checkpoints.save(state, self._manifest())
+
+    def settle(self) -> None:
+        """Do what later steps would wait for; call it after the first step, when all is there.
+
+        Checkpoints get their host memory. The garbage collector puts aside what stays for ever:
+        looking through it takes a few tenths of a second, at moments of its own choice.
+
+        Comm: none.
+        """
+        if self.reporter is not None:
+            self.reporter.first_step(step=self.step)
+        training = self.training
+        state = sharded_state(training.chunks, training.optimizer, is_loading=False)
+        self.checkpoints.reserve(state)
+        gc.collect()
+        gc.freeze()
 
     def report_saved(self, saved: Saved | None) -> None:
         """Report a checkpoint that has become complete, if one has."""
@@ -160,7 +179,9 @@ def build_run(
         batches=_read_ahead(data, first_step=step),
         training=training,
         evaluation=Evaluation(data.validation, training, data.byte_lengths),
-        checkpoints=CheckpointWriter(folder.checkpoints, config.checkpoint),
+        checkpoints=CheckpointWriter(
+            folder.checkpoints, config.checkpoint, may_update=training.may_update
+        ),
         meter=Meter(plan),
         guard=guard,
         stop=stop,
@@ -178,17 +199,26 @@ def _read_ahead(data: RunData, *, first_step: int) -> PrefetchedBatches[SentBatc
 
 
 def _describe(folder: RunFolder, loaded: LoadedConfig, plan: Plan, layers: LayerChoice) -> None:
-    """Write config.resolved.yaml and plan.json."""
+    """Write config.resolved.yaml, plan.json and environment.json."""
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.config, resolved_yaml(loaded).encode())
     kernels = {**asdict(layers), "fused_gradient_accumulation": has_fused_accumulation()}
     content = {
         **plan_mapping(plan),
+        "kv_cache": _kv_bytes(loaded.config),
         "versions": read_versions(),
         "device": _device_name(),
         "kernels": kernels,
     }
     write_atomically(folder.plan, json.dumps(content, indent=1).encode())
+    environment = describe_environment(read_versions())
+    write_atomically(folder.environment, json.dumps(environment, indent=1).encode())
+
+
+def _kv_bytes(config: RunConfig) -> dict[str, float]:
+    """Return the bytes of keys and values that generating will keep, of a sequence of training."""
+    cache = kv_cache(config.model)
+    return {**asdict(cache), "per_sequence": cache.per_sequence(config.data.seq_length)}
 
 
 def _device_name() -> str:

@@ -64,6 +64,8 @@ class TrainingStep:
         optimizer: their optimizer.
         adams: what is inside of it.
         graph: the recorded step, with `kernels.cuda_graphs`.
+        may_update: weights and optimizer state change only after this event; a checkpoint that
+            is being copied records it.
     """
 
     def __init__(
@@ -101,6 +103,10 @@ class TrainingStep:
         self.adams = fused_adams(optimizer)
         for adam in self.adams:
             adam.gate = self._gate
+        # External: a graph waits for what was recorded before its launch. Recorded once here,
+        # because waiting for an event that never was would be left out of the graph.
+        self.may_update = torch.cuda.Event(external=True)
+        self.may_update.record()
         self._stop_requested = torch.zeros((), dtype=torch.float64, device=self._device)
         self.graph = StepGraph(self._launch) if config.kernels.cuda_graphs else None
 
@@ -173,6 +179,7 @@ class TrainingStep:
         norm = torch.as_tensor(self.optimizer.get_grad_norm(), device=self._device).reshape(1)
         clip_norm = self._config.optimizer.clip_grad
         norm = self._gate.set(totals[0], totals[1], norm, clip_norm=clip_norm)
+        torch.cuda.current_stream().wait_event(self.may_update)
         self.optimizer.step_with_ready_grads()
         return torch.cat((totals, norm))
 

@@ -56,11 +56,12 @@ def train_and_save(config: RunConfig, folder: Path) -> list[float]:
     report_queue.start()
     with training_step(config) as step:
         results = take_steps(step, config, range(BEFORE))
-        writer = CheckpointWriter(folder, CheckpointConfig())
+        writer = CheckpointWriter(folder, CheckpointConfig(), may_update=step.may_update)
         with gathered_weights(step.chunks):
             state = sharded_state(step.chunks, step.optimizer, is_loading=False)
             writer.save(state, manifest(config))
         take_steps(step, config, [BEFORE])
+        writer.after_step()
         writer.finish()
     return [result.totals.loss for result in results]
 

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from bt_megatron.checkpoint.folder import complete_checkpoints, step_folder
 from bt_megatron.config.schema import EmbedderConfig, LayoutConfig, RunConfig
+from bt_megatron.observe.goodput import read_goodput
 from bt_megatron.observe.jsonl import read_records
 from bt_megatron.observe.run_folder import RunFolder
 from bt_megatron.training.stop import EXIT_STOPPED
@@ -90,6 +91,18 @@ def test_killed_run_ends_like_the_undisturbed_one(
     assert resumed.wait() == [0] * world_size, resumed.output
     assert "resumed at step" in resumed.output
     assert_same_end(expected, resumed.folder, step=20)
+    assert_time_is_accounted_for(resumed.folder)
+
+
+def assert_time_is_accounted_for(folder: RunFolder) -> None:
+    """Check goodput where it must hold for every run that was killed and resumed once."""
+    goodput = read_goodput(folder)
+    assert [attempt.ended for attempt in goodput.attempts] == ["killed", "complete"]
+    assert sum(goodput.seconds.values()) == pytest.approx(goodput.total_s)
+    assert all(seconds >= 0 for seconds in goodput.seconds.values())
+    assert goodput.seconds["repeated"] > 0, "the kill came after a step that no checkpoint holds"
+    assert 0 < goodput.fraction < 1
+    assert len(goodput.checkpoint_stalls_s) >= 4
 
 
 def test_stopped_run_saves_and_goes_on(tiny_data: Path, tmp_path: Path) -> None:

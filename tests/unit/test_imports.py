@@ -37,7 +37,7 @@ NO_TORCH = (
     *("bt_megatron.checkpoint.folder", "bt_megatron.observe.plot", "data_prep.__main__"),
     *("slurm.__main__", "slurm.submit", "slurm.through_submitit", "tools.demo", "tools.plot_loss"),
     *("tools.ngram_baseline", "tools.compare_layouts", "tools.bench_scaling", "tools.fetch_tasks"),
-    "bt_megatron.evaluation.likelihood",
+    *("bt_megatron.evaluation.likelihood", "tools.goodput"),
 )
 NO_MEGATRON = (
     *("bt_megatron.inference.modeling_block_transformer", "tools.generate", "tools.evaluate"),

@@ -2,8 +2,11 @@
 """Records: names, honesty about what is not known, refusal of what cannot be."""
 
 import math
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 
+import psutil
 import pytest
 
 from bt_megatron.observe.record import (
@@ -13,6 +16,10 @@ from bt_megatron.observe.record import (
     metric_values,
     to_json_object,
 )
+from bt_megatron.observe.system import sample_gpus, sample_host
+from tests.unit.observe.test_system import fake_nvml
+
+ROOT = Path(__file__).parents[3]
 
 STEP = StepRecord(
     step=1200,
@@ -84,3 +91,19 @@ def test_perplexity_of_a_hopeless_loss_is_infinite():
 def test_what_no_measurement_gives_is_refused(wrong):
     with pytest.raises(AssertionError):
         replace(STEP, **wrong)
+
+
+def test_the_names_are_those_of_the_documentation():
+    """Dashboards are built on names: one that changes must change here, knowingly."""
+    text = (ROOT / "docs/run-folder.md").read_text()
+    table = text.split("| metric | unit and meaning |")[1].split("\n\n")[0]
+    first_cells = [row.split("|")[1] for row in table.splitlines() if row.count("|") >= 3]
+    documented = [name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)]
+    evaluation = EvaluationRecord(step=1, loss=1.0, bits_per_byte=1.0, targets=1)
+    reported = {
+        *metric_values(STEP),
+        *metric_values(evaluation),
+        *sample_host(psutil.Process()),
+        *(name.replace("gpu_0", "gpu_N") for name in sample_gpus(fake_nvml(power_fails=False))),
+    }
+    assert sorted(documented) == sorted(reported)

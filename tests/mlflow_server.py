@@ -9,10 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 START_TIMEOUT_S = 180
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # of this process and of the server
@@ -83,15 +80,3 @@ class MlflowServer:
         self.send(signal.SIGKILL)
         assert self._process is not None
         self._process.wait()
-
-
-@pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow-server"))
-    server.start()
-    try:
-        server.create_database()  # meanwhile: the server opens it at the first request
-        server.wait()
-        yield server
-    finally:
-        server.kill()
