@@ -2,6 +2,7 @@
 """`python -m data_prep <command>`: text to token shards, and what goes with it."""
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from data_prep.describe import subset_table
 from data_prep.progress import ByteProgress
 from data_prep.report import describe_problems, say
 from data_prep.tokenize import TokenizeOptions, tokenize
-from data_prep.tokenizer import DEFAULT_EOS
+from data_prep.tokenizer import AUTOMATIC, DEFAULT_EOS, ENGINES
 from data_prep.train_tokenizer import train_tokenizer
 from data_prep.verify import bytes_to_check, find_faults
 
@@ -23,6 +24,7 @@ _INPUTS = (
     'files of The Pile\'s layout, one {"text", "meta": {"pile_set_name"}} a line: .jsonl, '
     ".jsonl.zst, .jsonl.gz; `-` alone reads standard input"
 )
+_ENGINE = "what makes the ids; auto: fastokens where it equals tokenizers (default %(default)s)"
 _STRICT = "stop at the first problem of an input instead of skipping and counting it"
 
 
@@ -42,7 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"error: {error}")
         return error.exit_code
     except OSError as error:
-        say(f"error: {error.filename or options.command} - {error.strerror} - free space or rights")
+        say(
+            f"error: {error.filename or getattr(options, 'out', options.command)} - "
+            f"{error.strerror} - make room or get the "
+            "rights, and run the same command again: what is finished is kept"
+        )
         return DataError.exit_code
     except KeyboardInterrupt:
         say("interrupted - run the same command again: what is finished is kept")
@@ -71,9 +77,10 @@ def _add_tokenize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     command.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=_INPUTS)
     command.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer.json")
     command.add_argument("--out", type=Path, required=True, help="data folder to make or extend")
-    command.add_argument("--workers", type=_positive, default=1, help="processes (default 1)")
+    command.add_argument("--workers", type=_positive, help="cores to use (default: all)")
     command.add_argument("--strict", action="store_true", help=_STRICT)
     command.add_argument("--eos-token", default=DEFAULT_EOS, help="default %(default)s")
+    command.add_argument("--engine", choices=ENGINES, default=AUTOMATIC, help=_ENGINE)
     command.set_defaults(run=_run_tokenize)
 
 
@@ -100,9 +107,10 @@ def _run_tokenize(options: argparse.Namespace) -> int:
             inputs=options.inputs,
             tokenizer=options.tokenizer,
             out=options.out,
-            workers=options.workers,
+            workers=options.workers or len(os.sched_getaffinity(0)),
             strict=options.strict,
             eos_token=options.eos_token,
+            engine=options.engine,
         )
     )
     return 0
