@@ -57,6 +57,25 @@ def shard_paths(prefix: Path) -> tuple[Path, Path]:
     return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
 
 
+def index_bytes(lengths: NDArray[Any], dtype: np.dtype[Any]) -> bytes:
+    """Return the content of an .idx file for documents of one sequence each.
+
+    Args:
+        lengths: [documents] tokens of each.
+        dtype: of the ids.
+    """
+    sizes = lengths.astype("<i8") * dtype.itemsize
+    n = len(lengths)
+    return b"".join(
+        (
+            _HEADER.pack(MAGIC, VERSION, _CODES[dtype], n, n + 1),
+            lengths.astype("<i4").tobytes(),
+            (np.cumsum(sizes, dtype="<i8") - sizes).tobytes(),
+            np.arange(n + 1, dtype="<i8").tobytes(),
+        )
+    )
+
+
 class TokenShardWriter:
     """Writes one shard, one sequence per document, under temporary names.
 
@@ -132,17 +151,7 @@ class TokenShardWriter:
 
     def close(self) -> None:
         """Write the index and give both files their names."""
-        lengths = np.array(self._lengths, dtype="<i4")
-        ends = np.cumsum(lengths, dtype="<i8") * self.dtype.itemsize
-        n = len(lengths)
-        index = b"".join(
-            (
-                _HEADER.pack(MAGIC, VERSION, _CODES[self.dtype], n, n + 1),
-                lengths.tobytes(),
-                (ends - lengths * np.int64(self.dtype.itemsize)).astype("<i8").tobytes(),
-                np.arange(n + 1, dtype="<i8").tobytes(),
-            )
-        )
+        index = index_bytes(np.array(self._lengths, dtype="<i4"), self.dtype)
         self.idx_sha256 = hashlib.sha256(index).hexdigest()
         with _named(self._bin_path):
             _flush_to_disk(self._bin)
