@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import orjson
 import pytest
 import zstandard
 
@@ -189,3 +190,25 @@ def test_second_run_into_a_folder_is_refused(inputs, tmp_path):
     first.communicate()
     assert first.returncode == 0
     assert load_manifest(tmp_path / "out").documents == 1
+
+
+def test_memory_does_not_grow_with_a_document(inputs, tmp_path):
+    """One line of 250 MB, which would take a gigabyte and more if it were held."""
+    with zstandard.open(inputs[0], "rb") as stream:
+        text = orjson.loads(stream.read().split(b"\n")[0])["text"]
+    escaped = orjson.dumps(text + "\n")[1:-1]
+    count = 250_000_000 // len(escaped)
+    with zstandard.open(tmp_path / "long.jsonl.zst", "wb") as stream:
+        stream.write(b'{"meta": {}, "text": "')
+        for _ in range(count):
+            stream.write(escaped)
+        stream.write(b'"}\n')
+    words = [sys.executable, "-m", "data_prep", "tokenize", str(tmp_path / "long.jsonl.zst")]
+    words += ["--tokenizer", str(inputs[0].with_name("tokenizer.json"))]
+    process = subprocess.Popen([*words, "--out", str(tmp_path / "out")], cwd=ROOT, env=ENVIRONMENT)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss * 1024 < 500_000_000
+    (shard,) = load_manifest(tmp_path / "out").shards
+    assert (shard.documents, shard.text_bytes) == (1, count * len((text + "\n").encode()))
