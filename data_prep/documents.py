@@ -18,6 +18,7 @@ from data_prep.streams import MAX_LINE_BYTES, LongLine, RawInput, read_blocks
 UNNAMED_SUBSET = "unnamed"
 
 _QUOTED_BYTES = 60
+_MAX_WHOLE_CHARACTERS = 64 << 20
 _TOO_DEEP = "depth limit exceeded"
 
 
@@ -58,6 +59,30 @@ def read_documents(
                 yield from _parts(document)
             elif document is not None:
                 yield document
+
+
+def whole_documents(documents: Iterator[Document], problems: ProblemLog) -> Iterator[Document]:
+    """Put parts together again, for who needs a text whole: up to 67 million characters.
+
+    Args:
+        documents: as `read_documents` yields them.
+        problems: where longer texts are reported.
+    """
+    parts: list[str] = []
+    size = 0
+    for document in documents:
+        size += len(document.text)
+        if size <= _MAX_WHOLE_CHARACTERS:
+            parts.append(document.text)
+        if document.more:
+            continue
+        if size > _MAX_WHOLE_CHARACTERS:
+            what = f"{size} characters are more than {_MAX_WHOLE_CHARACTERS}"
+            problems.add(ProblemKind.TEXT_TOO_LONG, line=document.line, what=what)
+        else:
+            yield document._replace(text="".join(parts)) if len(parts) > 1 else document
+        parts.clear()
+        size = 0
 
 
 class _LongDocument(NamedTuple):

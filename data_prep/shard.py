@@ -18,7 +18,7 @@ from bt_megatron.data import manifest
 from bt_megatron.data.index import TokenShard, TokenShardWriter, token_dtype
 from bt_megatron.data.manifest import ShardRecord, SourceRecord, SubsetCounts, TokenizerRecord
 from bt_megatron.errors import DataError
-from data_prep.documents import Document, read_documents
+from data_prep.documents import Document, read_documents, whole_documents
 from data_prep.parity import ParityCheck
 from data_prep.problems import ProblemKind, ProblemLog
 from data_prep.streams import STDIN, RawInput
@@ -31,8 +31,6 @@ _FORMAT = 2
 # command that is interrupted ends after the batch.
 _BATCH_CHARACTERS = 2_000_000
 _BATCH_DOCUMENTS = 8192
-# Of a text that the tokenizer must get whole.
-_MAX_WHOLE_CHARACTERS = 64 << 20
 
 
 class Position(NamedTuple):
@@ -92,7 +90,7 @@ def write_shard(
         work = _Work(tokenizer, writer, problems)
         documents = read_documents(raw, problems)
         if not tokenizer.can_cut:
-            documents = _whole(documents, problems)
+            documents = whole_documents(documents, problems)
         for batch in _batches(documents):
             work.encode(batch)
             on_position(Position(raw.bytes_read, work.documents, problems.total))
@@ -233,25 +231,6 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _whole(documents: Iterator[Document], problems: ProblemLog) -> Iterator[Document]:
-    """Put parts together again, for a tokenizer whose texts may not be cut."""
-    parts: list[str] = []
-    size = 0
-    for document in documents:
-        size += len(document.text)
-        if size <= _MAX_WHOLE_CHARACTERS:
-            parts.append(document.text)
-        if document.more:
-            continue
-        if size > _MAX_WHOLE_CHARACTERS:
-            what = f"{size} characters are more than {_MAX_WHOLE_CHARACTERS}"
-            problems.add(ProblemKind.TEXT_TOO_LONG, line=document.line, what=what)
-        else:
-            yield document._replace(text="".join(parts)) if len(parts) > 1 else document
-        parts.clear()
-        size = 0
 
 
 def _record_path(prefix: Path) -> Path:

@@ -57,25 +57,6 @@ def shard_paths(prefix: Path) -> tuple[Path, Path]:
     return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
 
 
-def index_bytes(lengths: NDArray[Any], dtype: np.dtype[Any]) -> bytes:
-    """Return the content of an .idx file for documents of one sequence each.
-
-    Args:
-        lengths: [documents] tokens of each.
-        dtype: of the ids.
-    """
-    sizes = lengths.astype("<i8") * dtype.itemsize
-    n = len(lengths)
-    return b"".join(
-        (
-            _HEADER.pack(MAGIC, VERSION, _CODES[dtype], n, n + 1),
-            lengths.astype("<i4").tobytes(),
-            (np.cumsum(sizes, dtype="<i8") - sizes).tobytes(),
-            np.arange(n + 1, dtype="<i8").tobytes(),
-        )
-    )
-
-
 class TokenShardWriter:
     """Writes one shard, one sequence per document, under temporary names.
 
@@ -185,6 +166,25 @@ class TokenShardWriter:
         except BaseException:
             self.discard()
             raise
+
+
+def index_bytes(lengths: NDArray[np.int32], dtype: np.dtype[Any]) -> bytes:
+    """Return the .idx file of documents of one sequence each.
+
+    Args:
+        lengths: [documents] ids of each.
+        dtype: type of the ids, one of `DTYPES`.
+    """
+    n = len(lengths)
+    ends = np.cumsum(lengths, dtype="<i8") * dtype.itemsize
+    return b"".join(
+        (
+            _HEADER.pack(MAGIC, VERSION, _CODES[dtype], n, n + 1),
+            lengths.astype("<i4").tobytes(),
+            (ends - lengths * np.int64(dtype.itemsize)).astype("<i8").tobytes(),
+            np.arange(n + 1, dtype="<i8").tobytes(),
+        )
+    )
 
 
 class TokenShard:

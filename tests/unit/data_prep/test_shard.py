@@ -155,7 +155,7 @@ def test_tokenizer_that_may_not_be_cut_for_gets_long_texts_whole(
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.normalizer = normalizers.Replace("a b", "b")  # of three characters, one of them a space
     words.save(str(tmp_path / "t.json"))
-    monkeypatch.setattr(shard, "_MAX_WHOLE_CHARACTERS", 12_000)
+    monkeypatch.setattr(documents, "_MAX_WHOLE_CHARACTERS", 12_000)
     rows = [{"text": "a b " * 2000}, {"text": "a " * 9000}, {"text": "a"}]
     source = make_input("a.jsonl", b"\n".join(json.dumps(row).encode() for row in rows))
     record = write_shard(source, out / "a", TextTokenizer(tmp_path / "t.json"), on_position=ignore)
