@@ -15,10 +15,11 @@ exact, because
 `can_cut` checks that a tokenizer.json is of this kind; others get their texts whole.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
+
+import orjson
 
 PART_CHARACTERS = 1 << 20
 
@@ -36,7 +37,7 @@ def can_cut(content: bytes) -> bool:
     Args:
         content: of its tokenizer.json.
     """
-    body: dict[str, Any] = json.loads(content)
+    body: dict[str, Any] = orjson.loads(content)
     model = body.get("model") or {}
     splitter = body.get("pre_tokenizer") or {}
     normalizer = body.get("normalizer") or {"type": None}
