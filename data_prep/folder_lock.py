@@ -5,16 +5,36 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing import reduction
 from pathlib import Path
+from typing import Any
 
 from bt_megatron.errors import DataError
 
 FILE_NAME = ".lock"
 
 
+class HeldLock:
+    """A lock that is held; given to a process as it is spawned, that process holds it, too.
+
+    So the lock of a parent that was killed stays until its last worker has ended: a new run
+    cannot meet one that still writes.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __reduce__(self) -> tuple[Callable[[Any], "HeldLock"], tuple[Any]]:
+        return _inherited, (reduction.DupFd(self._descriptor),)
+
+
+def _inherited(duplicate: Any) -> HeldLock:
+    return HeldLock(duplicate.detach())
+
+
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[HeldLock]:
     """Hold a folder's lock; the kernel gives it back however the process ends.
 
     The file stays, with the last holder's host and process: a file that is removed
@@ -37,6 +57,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}\n".encode(), 0)
-        yield
+        yield HeldLock(descriptor)
     finally:
         os.close(descriptor)

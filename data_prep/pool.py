@@ -21,6 +21,7 @@ from typing import Any
 
 from bt_megatron.data.manifest import ShardRecord
 from bt_megatron.errors import DataError
+from data_prep.folder_lock import HeldLock
 from data_prep.shard import Position, write_shard
 from data_prep.tokenizer import TextTokenizer
 
@@ -42,6 +43,8 @@ class ShardJob:
     """Stop at the first problem."""
     engine: str
     """FAST or REFERENCE."""
+    lock: HeldLock | None = None
+    """That of the folder: held by every worker as well."""
 
     def load_tokenizer(self) -> TextTokenizer:
         """Load the tokenizer with its engine."""

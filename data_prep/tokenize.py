@@ -8,6 +8,7 @@ shards of a folder come from one tokenizer.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from bt_megatron.data.index import token_dtype
 from bt_megatron.data.manifest import (
@@ -21,7 +22,7 @@ from bt_megatron.data.manifest import (
 from bt_megatron.errors import DataError
 from data_prep import tokenizer as text_tokenizer
 from data_prep.engines import FAST, REFERENCE
-from data_prep.folder_lock import lock_folder
+from data_prep.folder_lock import HeldLock, lock_folder
 from data_prep.inputs import name_shards, total_size
 from data_prep.parity import EngineDiffersError
 from data_prep.pool import ShardJob, share_cores, write_shards
@@ -54,6 +55,13 @@ class TokenizeOptions:
     """Engines that turned out to differ from `tokenizers`: their shards are made anew."""
 
 
+class _Means(NamedTuple):
+    """What a run works with."""
+
+    processes: int
+    lock: HeldLock
+
+
 def tokenize(options: TokenizeOptions) -> Manifest:
     """Make or extend a data folder; running it again does only what is missing.
 
@@ -68,9 +76,9 @@ def tokenize(options: TokenizeOptions) -> Manifest:
         options.tokenizer, eos_token=options.eos_token, engine=options.engine, warn=say
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    with lock_folder(options.out):
+    with lock_folder(options.out) as lock:
         try:
-            return _extend(options, sources, tokenizer, processes)
+            return _extend(options, sources, tokenizer, _Means(processes, lock))
         except EngineDiffersError as error:
             say(
                 f"WARNING {options.out}: {error.engine} differs from tokenizers: {error.what}. "
@@ -81,11 +89,11 @@ def tokenize(options: TokenizeOptions) -> Manifest:
             tokenizer = TextTokenizer(
                 options.tokenizer, eos_token=options.eos_token, engine=REFERENCE
             )
-            return _extend(options, sources, tokenizer, processes)
+            return _extend(options, sources, tokenizer, _Means(processes, lock))
 
 
 def _extend(
-    options: TokenizeOptions, sources: dict[str, Path], tokenizer: TextTokenizer, processes: int
+    options: TokenizeOptions, sources: dict[str, Path], tokenizer: TextTokenizer, means: _Means
 ) -> Manifest:
     """Make what a locked folder lacks."""
     out = options.out
@@ -107,7 +115,7 @@ def _extend(
     if others := sorted(kept.keys() - set(reused)):
         say(f"{out}: also holds {len(others)} shards of other inputs: {', '.join(others)}")
     _place_tokenizer(tokenizer, out)
-    made = _write_missing(options, missing, tokenizer, processes)
+    made = _write_missing(options, missing, tokenizer, means)
     shards = sorted(
         [*(record.shard for record in kept.values()), *made], key=lambda shard: shard.name
     )
@@ -172,7 +180,7 @@ def _place_tokenizer(tokenizer: TextTokenizer, out: Path) -> None:
 
 
 def _write_missing(
-    options: TokenizeOptions, missing: dict[str, Path], tokenizer: TextTokenizer, processes: int
+    options: TokenizeOptions, missing: dict[str, Path], tokenizer: TextTokenizer, means: _Means
 ) -> list[ShardRecord]:
     if not missing:
         return []
@@ -181,6 +189,7 @@ def _write_missing(
         eos_token=options.eos_token,
         folder=options.out,
         strict=options.strict,
+        lock=means.lock,
         engine=REFERENCE if tokenizer.engine.name.startswith(REFERENCE) else FAST,
     )
     with ByteProgress("tokenize", total_bytes=total_size(list(missing.values()))) as progress:
@@ -191,7 +200,7 @@ def _write_missing(
             progress.advance_to(total.bytes_read, note)
 
         return write_shards(
-            job, missing, tokenizer=tokenizer, processes=processes, on_positions=show
+            job, missing, tokenizer=tokenizer, processes=means.processes, on_positions=show
         )
 
 

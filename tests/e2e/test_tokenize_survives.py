@@ -20,6 +20,7 @@ import zstandard
 
 from bt_megatron.data.manifest import load_manifest
 from bt_megatron.errors import DataError
+from data_prep.folder_lock import lock_folder
 from data_prep.train_tokenizer import train_tokenizer
 from data_prep.verify import find_faults
 
@@ -109,6 +110,15 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(inputs, undisturbed,
     assert load_manifest(tmp_path / "out").problems == {"invalid_json": 1, "truncated_file": 1}
 
 
+def wait_for_lock(out, seconds=30):
+    for _ in range(seconds * 20):
+        try:
+            with lock_folder(out):
+                return
+        except DataError:
+            time.sleep(0.05)
+
+
 @pytest.mark.parametrize("moment", ["a.bin.tmp", "a.shard.json", "manifest.json"])
 def test_parent_killed_at_a_moment_takes_its_workers_along(inputs, undisturbed, tmp_path, moment):
     out = tmp_path / "out"
@@ -120,7 +130,7 @@ def test_parent_killed_at_a_moment_takes_its_workers_along(inputs, undisturbed, 
     process.kill()
     process.wait()
     check_partial(out)
-    # The lock of the dead is free, but a worker may still be writing: it must be gone.
+    wait_for_lock(out)  # which workers hold until they have ended, at once
     again = run(inputs, out)
     assert again.returncode == 0, again.stderr
     assert contents(out) == undisturbed[0]

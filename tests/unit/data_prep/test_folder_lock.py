@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One holder at a time, also after a holder was killed."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -25,6 +27,26 @@ def test_second_holder_is_refused_with_the_name_of_the_first(tmp_path):
         lock_folder(tmp_path),
     ):
         pass
+    with lock_folder(tmp_path):
+        pass
+
+
+def wait(lock, started):
+    started.set()
+    time.sleep(60)
+
+
+def test_worker_holds_the_lock_of_a_parent_that_is_gone(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    with lock_folder(tmp_path) as lock:
+        worker = context.Process(target=wait, args=(lock, started))
+        worker.start()
+        assert started.wait(60)
+    with pytest.raises(DataError, match="another run"), lock_folder(tmp_path):
+        pass
+    worker.kill()
+    worker.join()
     with lock_folder(tmp_path):
         pass
 
