@@ -2,27 +2,25 @@
 """`python -m data_prep <command>`: text to token shards, and what goes with it."""
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from bt_megatron.data.manifest import load_manifest
 from bt_megatron.errors import BtError, DataError
-from data_prep.describe import subset_table
-from data_prep.progress import ByteProgress
-from data_prep.report import describe_problems, say
+from data_prep.folder_commands import add_folder_commands
+from data_prep.report import say
 from data_prep.tokenize import TokenizeOptions, tokenize
-from data_prep.tokenizer import DEFAULT_EOS
+from data_prep.tokenizer import AUTOMATIC, DEFAULT_EOS, ENGINES
 from data_prep.train_tokenizer import train_tokenizer
-from data_prep.verify import bytes_to_check, find_faults
+from data_prep.worklist import load_plan, task_folder
 
 _INTERRUPTED = 130
 _INPUTS = (
     'files of The Pile\'s layout, one {"text", "meta": {"pile_set_name"}} a line: .jsonl, '
     ".jsonl.zst, .jsonl.gz; `-` alone reads standard input"
 )
+_ENGINE = "what makes the ids; auto: fastokens where it equals tokenizers (default %(default)s)"
 _STRICT = "stop at the first problem of an input instead of skipping and counting it"
 
 
@@ -42,7 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"error: {error}")
         return error.exit_code
     except OSError as error:
-        say(f"error: {error.filename or options.command} - {error.strerror} - free space or rights")
+        say(
+            f"error: {error.filename or getattr(options, 'out', options.command)} - "
+            f"{error.strerror} - make room or get the "
+            "rights, and run the same command again: what is finished is kept"
+        )
         return DataError.exit_code
     except KeyboardInterrupt:
         say("interrupted - run the same command again: what is finished is kept")
@@ -55,25 +57,22 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_tokenize(commands)
     _add_train_tokenizer(commands)
-    for name, run, text in (
-        ("describe", _run_describe, "show documents, tokens and bytes by subset"),
-        ("verify", _run_verify, "check every file of a data folder against its manifest"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("folder", type=Path, metavar="DIR", help="a data folder")
-        command.set_defaults(run=run)
+    add_folder_commands(commands)
     return parser
 
 
 def _add_tokenize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     text = "write Megatron token shards and a manifest; run again, it does what is missing"
     command = commands.add_parser("tokenize", help=text, description=text)
-    command.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=_INPUTS)
-    command.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer.json")
-    command.add_argument("--out", type=Path, required=True, help="data folder to make or extend")
-    command.add_argument("--workers", type=_positive, default=1, help="processes (default 1)")
+    command.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help=_INPUTS)
+    command.add_argument("--tokenizer", type=Path, help="a tokenizer.json")
+    command.add_argument("--out", type=Path, help="data folder to make or extend")
+    command.add_argument("--plan", type=Path, help="a plan.json, instead of all of the above")
+    command.add_argument("--task", type=int, help="number of the task of --plan")
+    command.add_argument("--workers", type=_positive, help="cores to use (default: all)")
     command.add_argument("--strict", action="store_true", help=_STRICT)
     command.add_argument("--eos-token", default=DEFAULT_EOS, help="default %(default)s")
+    command.add_argument("--engine", choices=ENGINES, default=AUTOMATIC, help=_ENGINE)
     command.set_defaults(run=_run_tokenize)
 
 
@@ -95,14 +94,26 @@ def _positive(text: str) -> int:
 
 
 def _run_tokenize(options: argparse.Namespace) -> int:
+    by_plan = (options.plan is not None, options.task is not None)
+    by_hand = (bool(options.inputs), options.tokenizer is not None, options.out is not None)
+    if (all(by_plan), any(by_hand)) == (True, False):
+        plan = load_plan(options.plan)
+        options.inputs = plan.inputs_of(options.task, plan=options.plan)
+        options.tokenizer, options.eos_token = Path(plan.tokenizer), plan.eos_token
+        options.out = task_folder(options.plan, options.task)
+    elif (any(by_plan), all(by_hand)) != (False, True):
+        raise DataError(
+            "tokenize - takes INPUT, --tokenizer and --out, or --plan and --task - give either"
+        )
     tokenize(
         TokenizeOptions(
             inputs=options.inputs,
             tokenizer=options.tokenizer,
             out=options.out,
-            workers=options.workers,
+            workers=options.workers or len(os.sched_getaffinity(0)),
             strict=options.strict,
             eos_token=options.eos_token,
+            engine=options.engine,
         )
     )
     return 0
@@ -112,35 +123,6 @@ def _run_train_tokenizer(options: argparse.Namespace) -> int:
     train_tokenizer(
         options.inputs, vocab_size=options.vocab_size, out=options.out, strict=options.strict
     )
-    return 0
-
-
-def _run_describe(options: argparse.Namespace) -> int:
-    manifest = load_manifest(options.folder)
-    Console().print(subset_table(manifest))
-    for line in describe_problems([shard.problems for shard in manifest.shards]):
-        print(line)  # noqa: T201
-    return 0
-
-
-def _run_verify(options: argparse.Namespace) -> int:
-    done = 0
-    with ByteProgress("verify", total_bytes=bytes_to_check(options.folder)) as progress:
-
-        def advance(size: int) -> None:
-            nonlocal done
-            done += size
-            progress.advance_to(done)
-
-        faults = list(find_faults(options.folder, on_bytes=advance))
-    for fault in faults:
-        say(f"fault: {fault}")
-    if faults:
-        raise DataError(
-            f"{options.folder} - {len(faults)} faults - copy the folder again, or remove the named "
-            "shards and run `python -m data_prep tokenize` on their inputs"
-        )
-    print(f"{options.folder}: sound, {done:,} bytes checked")  # noqa: T201
     return 0
 
 

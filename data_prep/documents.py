@@ -10,29 +10,37 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from data_prep.cuts import PART_CHARACTERS, NoPlaceToCutError, cut
+from data_prep.long_line import LongLineError, LongString, parse_long_line
 from data_prep.problems import ProblemKind, ProblemLog
-from data_prep.streams import MAX_LINE_BYTES, RawInput, read_lines
+from data_prep.streams import MAX_LINE_BYTES, LongLine, RawInput, read_blocks
 
 UNNAMED_SUBSET = "unnamed"
 
 _QUOTED_BYTES = 60
+_MAX_WHOLE_CHARACTERS = 64 << 20
+_TOO_DEEP = "depth limit exceeded"
 
 
 class Document(NamedTuple):
-    """A text that is worth tokenizing."""
+    """A text that is worth tokenizing, or a part of one."""
 
     line: int
     """Line of the input, from 1."""
     text: str
-    """Holds more than whitespace."""
+    """The whole text holds more than whitespace."""
     subset: str
     """`meta.pile_set_name`."""
+    more: bool = False
+    """The next document is the next part of the same text, which is a long one."""
 
 
 def read_documents(
     raw: RawInput, problems: ProblemLog, *, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[Document]:
     """Yield the documents of an input; lines that hold none are reported and skipped.
+
+    A text of more than about a million characters comes in parts, cut as `cuts.py` says.
 
     Args:
         raw: the input.
@@ -42,12 +50,51 @@ def read_documents(
     Raises:
         DataError: at the first problem, if the log is strict.
     """
-    for number, data in read_lines(raw, problems, max_line_bytes=max_line_bytes):
-        fault, document = _parse_line(number, data)
-        if document is not None:
-            yield document
-        elif fault is not None:
-            problems.add(fault.kind, line=number, what=fault.what)
+    for block in read_blocks(raw, problems, max_line_bytes=max_line_bytes):
+        for number, line in enumerate(block.lines, block.first):
+            fault, document = _parse_line(number, line)
+            if fault is not None:
+                problems.add(fault.kind, line=number, what=fault.what)
+            elif isinstance(document, _LongDocument):
+                yield from _parts(document)
+            elif document is not None:
+                yield document
+
+
+def whole_documents(documents: Iterator[Document], problems: ProblemLog) -> Iterator[Document]:
+    """Put parts together again, for who needs a text whole: up to 67 million characters.
+
+    Args:
+        documents: as `read_documents` yields them.
+        problems: where longer texts are reported.
+    """
+    parts: list[str] = []
+    size = 0
+    for document in documents:
+        size += len(document.text)
+        if size <= _MAX_WHOLE_CHARACTERS:
+            parts.append(document.text)
+        if document.more:
+            continue
+        if size > _MAX_WHOLE_CHARACTERS:
+            what = f"{size} characters are more than {_MAX_WHOLE_CHARACTERS}"
+            problems.add(ProblemKind.TEXT_TOO_LONG, line=document.line, what=what)
+        else:
+            yield document._replace(text="".join(parts)) if len(parts) > 1 else document
+        parts.clear()
+        size = 0
+
+
+class _LongDocument(NamedTuple):
+    """A text that is cut into parts."""
+
+    line: int
+    text: str | LongString
+    subset: str
+
+    def parts(self) -> Iterator[str]:
+        pieces = [self.text] if isinstance(self.text, str) else self.text.pieces()
+        return cut(iter(pieces))
 
 
 class _Fault(NamedTuple):
@@ -55,16 +102,39 @@ class _Fault(NamedTuple):
     what: str
 
 
-_Outcome = tuple[_Fault | None, Document | None]
+_Outcome = tuple[_Fault | None, Document | _LongDocument | None]
 
 
-def _parse_line(number: int, data: bytes) -> _Outcome:
-    if not data or data.isspace():
-        return _Fault(ProblemKind.BLANK_LINE, "nothing but whitespace on the line"), None
+def _parts(document: _LongDocument) -> Iterator[Document]:
+    parts = document.parts()
+    part = next(parts)
+    for following in parts:
+        yield Document(document.line, part, document.subset, more=True)
+        part = following
+    yield Document(document.line, part, document.subset)
+
+
+def _parse_line(number: int, line: bytes | LongLine) -> _Outcome:
+    if isinstance(line, LongLine):
+        return _parse_long(number, line)
     try:
-        body = orjson.loads(data)
+        body = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return _broken_line(data, error), None
+        return _broken_line(line, error), None
+    return _check_body(number, body, line)
+
+
+def _parse_long(number: int, line: LongLine) -> _Outcome:
+    line.file.seek(0)
+    start = line.file.read(_QUOTED_BYTES + 1)
+    try:
+        body = parse_long_line(line)
+    except LongLineError as error:
+        return _fault(ProblemKind.INVALID_JSON, str(error), start), None
+    return _check_body(number, body, start)
+
+
+def _check_body(number: int, body: Any, data: bytes) -> _Outcome:
     if not isinstance(body, dict):
         return _fault(ProblemKind.NOT_AN_OBJECT, f"a {type(body).__name__}, no object", data), None
     if "text" not in body:
@@ -74,6 +144,8 @@ def _parse_line(number: int, data: bytes) -> _Outcome:
 
 
 def _check_text(number: int, text: Any, subset: str, data: bytes) -> _Outcome:
+    if isinstance(text, LongString):
+        return _check_long_text(_LongDocument(number, text, subset), data)
     if not isinstance(text, str):
         what = f'"text" is a {type(text).__name__}, expected a string'
         return _fault(ProblemKind.TEXT_NOT_A_STRING, what, data), None
@@ -82,7 +154,21 @@ def _check_text(number: int, text: Any, subset: str, data: bytes) -> _Outcome:
     if text.isspace():
         what = f"the text is {len(text)} characters of whitespace"
         return _fault(ProblemKind.WHITESPACE_TEXT, what, data), None
+    if len(text) > PART_CHARACTERS:
+        return _check_long_text(_LongDocument(number, text, subset), data)
     return None, Document(number, text, subset)
+
+
+def _check_long_text(document: _LongDocument, data: bytes) -> _Outcome:
+    """Go through a text once, before the first of its parts is used."""
+    try:
+        blanks = [part.isspace() for part in document.parts()]  # all: each may be the last
+    except NoPlaceToCutError:
+        what = "millions of characters without whitespace between words or a digit after a letter"
+        return _fault(ProblemKind.TEXT_WITHOUT_BREAK, what, data), None
+    if all(blanks):
+        return _fault(ProblemKind.WHITESPACE_TEXT, "the text is whitespace only", data), None
+    return None, document
 
 
 def _subset_name(meta: Any) -> str:
@@ -91,6 +177,10 @@ def _subset_name(meta: Any) -> str:
 
 
 def _broken_line(data: bytes, error: orjson.JSONDecodeError) -> _Fault:
+    if not data or data.isspace():
+        return _Fault(ProblemKind.BLANK_LINE, "nothing but whitespace on the line")
+    if _TOO_DEEP in str(error):
+        return _fault(ProblemKind.TOO_DEEP, "more than 1,024 lists or objects in another", data)
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as encoding_error:

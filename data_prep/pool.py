@@ -21,6 +21,7 @@ from typing import Any
 
 from bt_megatron.data.manifest import ShardRecord
 from bt_megatron.errors import DataError
+from data_prep.folder_lock import HeldLock
 from data_prep.shard import Position, write_shard
 from data_prep.tokenizer import TextTokenizer
 
@@ -40,13 +41,40 @@ class ShardJob:
     """Where the shards go."""
     strict: bool
     """Stop at the first problem."""
+    engine: str
+    """FAST or REFERENCE."""
+    lock: HeldLock | None = None
+    """That of the folder: held by every worker as well."""
+
+    def load_tokenizer(self) -> TextTokenizer:
+        """Load the tokenizer with its engine."""
+        return TextTokenizer(self.tokenizer, eos_token=self.eos_token, engine=self.engine)
+
+
+def share_cores(workers: int, *, inputs: int) -> int:
+    """Share cores: a process for each input up to their number, threads for what is left.
+
+    Sets the number of threads of both engines, which they read when they first encode, here
+    and in the processes to come, unless RAYON_NUM_THREADS is set.
+
+    Args:
+        workers: cores to use.
+        inputs: what there is to do.
+
+    Returns:
+        The number of processes.
+    """
+    processes = max(1, min(workers, inputs))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(workers // processes))
+    return processes
 
 
 def write_shards(
     job: ShardJob,
     sources: dict[str, Path],
     *,
-    workers: int,
+    tokenizer: TextTokenizer,
+    processes: int,
     on_positions: Callable[[list[Position]], None],
 ) -> list[ShardRecord]:
     """Make the shards of several inputs.
@@ -54,7 +82,8 @@ def write_shards(
     Args:
         job: what they have in common.
         sources: inputs by shard name.
-        workers: processes; with one, this process does the work itself.
+        tokenizer: that of the job; with one process, this process does the work itself.
+        processes: as many inputs at a time.
         on_positions: called now and then with the position in each input.
 
     Returns:
@@ -62,12 +91,12 @@ def write_shards(
 
     Raises:
         DataError: an input cannot be read, or has a problem and strict is set.
+        EngineDiffersError: the engine is not equal to `tokenizers`.
     """
-    workers = min(workers, len(sources))
-    if workers > 1:
-        return _write_in_processes(job, sources, workers, on_positions)
+    processes = min(processes, len(sources))
+    if processes > 1:
+        return _write_in_processes(job, sources, processes, on_positions)
     positions = [Position(0, 0, 0)] * len(sources)
-    tokenizer = TextTokenizer(job.tokenizer, eos_token=job.eos_token)
     records = []
     for i, (name, source) in enumerate(sources.items()):
 
@@ -89,7 +118,7 @@ class _Worker:
 
     def __init__(self, job: ShardJob, positions: Any, stop: Any) -> None:
         self.job = job
-        self.tokenizer = TextTokenizer(job.tokenizer, eos_token=job.eos_token)
+        self.tokenizer = job.load_tokenizer()
         self.positions = positions
         self.stop = stop
 
@@ -107,11 +136,10 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def _start_worker(job: ShardJob, positions: Any, stop: Any, threads: int) -> None:
+def _start_worker(job: ShardJob, positions: Any, stop: Any) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it and sets the stop flag
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # tokenizers reads it on first use
     _worker = _Worker(job, positions, stop)
 
 
@@ -130,15 +158,14 @@ def _write_in_worker(i: int, name: str, source: Path) -> ShardRecord:
 def _write_in_processes(
     job: ShardJob,
     sources: dict[str, Path],
-    workers: int,
+    processes: int,
     on_positions: Callable[[list[Position]], None],
 ) -> list[ShardRecord]:
     context = multiprocessing.get_context("spawn")
     shared = context.Array("q", len(sources) * _FIELDS, lock=False)
     stop = context.Value("b", 0, lock=False)
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    start = (job, shared, stop, threads)
-    with ProcessPoolExecutor(workers, context, _start_worker, start) as pool:
+    start = (job, shared, stop)
+    with ProcessPoolExecutor(processes, context, _start_worker, start) as pool:
         futures = [
             pool.submit(_write_in_worker, i, name, source)
             for i, (name, source) in enumerate(sources.items())
@@ -148,7 +175,7 @@ def _write_in_processes(
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise DataError(
-                f"{job.folder} - one of {workers} worker processes was killed, perhaps for want "
+                f"{job.folder} - one of {processes} worker processes was killed, perhaps for want "
                 "of memory - run the same command again with fewer --workers; finished shards "
                 "are kept"
             ) from error

@@ -21,12 +21,15 @@ class ProblemKind(StrEnum):
     BLANK_LINE = "blank_line"
     INVALID_UTF8 = "invalid_utf8"
     INVALID_JSON = "invalid_json"
+    TOO_DEEP = "too_deep"
     NOT_AN_OBJECT = "not_an_object"
     MISSING_TEXT = "missing_text"
     TEXT_NOT_A_STRING = "text_not_a_string"
     EMPTY_TEXT = "empty_text"
     WHITESPACE_TEXT = "whitespace_text"
     LINE_TOO_LONG = "line_too_long"
+    TEXT_WITHOUT_BREAK = "text_without_break"
+    TEXT_TOO_LONG = "text_too_long"
     TOKENIZER_FAILED = "tokenizer_failed"
     NO_TOKENS = "no_tokens"
     TRUNCATED_FILE = "truncated_file"
@@ -39,12 +42,15 @@ CONSEQUENCES: dict[str, str] = {
     ProblemKind.BLANK_LINE: _LINE_SKIPPED,
     ProblemKind.INVALID_UTF8: _LINE_SKIPPED,
     ProblemKind.INVALID_JSON: _LINE_SKIPPED,
+    ProblemKind.TOO_DEEP: _LINE_SKIPPED,
     ProblemKind.NOT_AN_OBJECT: _LINE_SKIPPED,
     ProblemKind.MISSING_TEXT: _LINE_SKIPPED,
     ProblemKind.TEXT_NOT_A_STRING: _LINE_SKIPPED,
     ProblemKind.EMPTY_TEXT: "the document is kept out",
     ProblemKind.WHITESPACE_TEXT: "the document is kept out",
     ProblemKind.LINE_TOO_LONG: _LINE_SKIPPED,
+    ProblemKind.TEXT_WITHOUT_BREAK: "the document is kept out",
+    ProblemKind.TEXT_TOO_LONG: "the document is kept out",
     ProblemKind.TOKENIZER_FAILED: "the document is kept out",
     ProblemKind.NO_TOKENS: "the document is kept out",
     ProblemKind.TRUNCATED_FILE: "whole lines that can be read are kept, the rest is not",

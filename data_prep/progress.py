@@ -33,6 +33,7 @@ class ByteProgress:
     def __init__(self, title: str, *, total_bytes: int | None) -> None:
         self._console = Console(stderr=True)
         self._title = title
+        self._done = 0
         self._total = total_bytes
         self._started = time.monotonic()
         self._last_line = self._started
@@ -54,6 +55,11 @@ class ByteProgress:
             self._last_line = now
             line = progress_line(bytes_done, self._total, seconds=now - self._started)
             self._console.print(f"{self._title}: {line}  {note}", soft_wrap=True, highlight=False)
+
+    def advance_by(self, size: int) -> None:
+        """Show that so many more bytes are done."""
+        self._done += size
+        self.advance_to(self._done)
 
     def begin_stage(self, title: str) -> None:
         """Go over to work of unknown length."""

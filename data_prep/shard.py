@@ -7,28 +7,30 @@ also says when the input was last changed, so that an unchanged one is not read
 again to compare it.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bt_megatron.data import manifest
-from bt_megatron.data.index import TokenShard, TokenShardWriter, shard_paths, token_dtype
+from bt_megatron.data.index import TokenShard, TokenShardWriter, token_dtype
 from bt_megatron.data.manifest import ShardRecord, SourceRecord, SubsetCounts, TokenizerRecord
 from bt_megatron.errors import DataError
-from data_prep.documents import Document, read_documents
+from data_prep.documents import Document, read_documents, whole_documents
+from data_prep.parity import ParityCheck
 from data_prep.problems import ProblemKind, ProblemLog
 from data_prep.streams import STDIN, RawInput
 from data_prep.tokenizer import TextTokenizer
 
 _SUFFIX = ".shard.json"
-_FORMAT = 1
+_FORMAT = 2
 
-# What one batch may hold; encoded, it takes about forty times its text. A command
-# that is interrupted ends after the batch.
-_BATCH_BYTES = 1_000_000
-_BATCH_DOCUMENTS = 1024
+# What one batch may hold; encoded by `tokenizers`, it takes about forty times its text. A
+# command that is interrupted ends after the batch.
+_BATCH_CHARACTERS = 2_000_000
+_BATCH_DOCUMENTS = 8192
 
 
 class Position(NamedTuple):
@@ -48,6 +50,11 @@ class SavedShard(NamedTuple):
     shard: ShardRecord
     tokenizer: TokenizerRecord
     mtime_ns: int
+    """Of the input."""
+    engine: str
+    """Package and version that made the ids."""
+    compared: int
+    """Documents on which the engine was compared with `tokenizers`; 0 if it is that."""
 
 
 def write_shard(
@@ -60,7 +67,7 @@ def write_shard(
 ) -> ShardRecord:
     """Tokenize one input into `<prefix>.bin`, `<prefix>.idx` and `<prefix>.shard.json`.
 
-    Memory is bounded by one batch of documents and eight bytes a document.
+    Memory is bounded by one batch of documents and four bytes a document.
 
     Args:
         source: the input; `-` is standard input.
@@ -77,29 +84,94 @@ def write_shard(
     """
     _record_path(prefix).unlink(missing_ok=True)
     problems = ProblemLog(source.name, strict=strict)
-    subsets: dict[str, SubsetCounts] = defaultdict(_no_counts)
     writer = TokenShardWriter(prefix, token_dtype(tokenizer.record.vocab_size))
     with writer, RawInput(source) as raw:
         mtime_ns = 0 if source == STDIN else source.stat().st_mtime_ns
-        documents = 0
-        for batch in _batches(read_documents(raw, problems)):
-            for subset, counts in _encode_batch(batch, tokenizer, writer, problems):
-                subsets[subset] += counts
-                documents += 1
-            on_position(Position(raw.bytes_read, documents, problems.total))
-        on_position(Position(raw.bytes_read, documents, problems.total))
-    total = sum(subsets.values(), start=_no_counts())
+        work = _Work(tokenizer, writer, problems)
+        documents = read_documents(raw, problems)
+        if not tokenizer.can_cut:
+            documents = whole_documents(documents, problems)
+        for batch in _batches(documents):
+            work.encode(batch)
+            on_position(Position(raw.bytes_read, work.documents, problems.total))
+        on_position(Position(raw.bytes_read, work.documents, problems.total))
+    subsets = work.subsets()
+    total = sum(subsets.values(), start=SubsetCounts(documents=0, tokens=0, text_bytes=0))
     record = ShardRecord(
         name=prefix.name,
         **asdict(total),
-        bin_sha256=manifest.sha256_of(shard_paths(prefix)[0]),
-        idx_sha256=manifest.sha256_of(shard_paths(prefix)[1]),
+        bin_sha256=writer.bin_sha256,
+        idx_sha256=writer.idx_sha256,
         source=SourceRecord(name=source.name, size=raw.bytes_read, sha256=raw.sha256),
-        subsets=dict(sorted(subsets.items())),
+        subsets=subsets,
         problems=problems.records(),
     )
-    _save(prefix, SavedShard(record, tokenizer.record, mtime_ns))
+    compared = work.check.documents if work.check else 0
+    _save(prefix, SavedShard(record, tokenizer.record, mtime_ns, tokenizer.engine.name, compared))
     return record
+
+
+@dataclass(slots=True)
+class _Work:
+    """Batches of documents become ids in the shard and counts by subset."""
+
+    tokenizer: TextTokenizer
+    writer: TokenShardWriter
+    problems: ProblemLog
+    documents: int = 0
+    counts: dict[str, list[int]] = field(default_factory=dict)
+    """By subset: documents, tokens, bytes of text."""
+    check: ParityCheck | None = None
+    _open_tokens: int = 0
+    """Of a document whose next part is to come."""
+
+    def __post_init__(self) -> None:
+        self.check = self.tokenizer.parity_check()
+
+    def encode(self, batch: list[Document]) -> None:
+        """Write the documents of a batch."""
+        texts = [document.text for document in batch]
+        encoded, complaints = self.tokenizer.encode(texts)
+        if self.check:
+            self.check.look(texts, encoded, [document.line for document in batch])
+        ends = []
+        for i, (document, tokens) in enumerate(zip(batch, encoded.lengths.tolist(), strict=True)):
+            text = document.text
+            size = len(text) if text.isascii() else len(text.encode())
+            counts = self.counts.setdefault(document.subset, [0, 0, 0])
+            assert i not in complaints or not (self._open_tokens or document.more), (
+                "texts are cut for tokenizers only that know every byte"
+            )
+            self._open_tokens += tokens
+            if document.more:
+                counts[1] += tokens
+                counts[2] += size
+            elif self._open_tokens:
+                ends.append(self._open_tokens)
+                counts[0] += 1
+                counts[1] += tokens
+                counts[2] += size
+                self._open_tokens = 0
+            else:
+                self._report(document, complaints.get(i))
+        self.writer.add_documents(encoded.ids, np.array(ends, dtype=np.int64))
+        self.documents += len(ends)
+
+    def subsets(self) -> dict[str, SubsetCounts]:
+        """Return the counts of subsets that have documents, ordered by name."""
+        return {
+            name: SubsetCounts(documents=documents, tokens=tokens, text_bytes=text_bytes)
+            for name, (documents, tokens, text_bytes) in sorted(self.counts.items())
+            if documents
+        }
+
+    def _report(self, document: Document, complaint: str | None) -> None:
+        """Count a document that has no ids."""
+        if complaint is None:
+            what = f"{len(document.text)} characters gave no token"
+            self.problems.add(ProblemKind.NO_TOKENS, line=document.line, what=what)
+        else:
+            self.problems.add(ProblemKind.TOKENIZER_FAILED, line=document.line, what=complaint)
 
 
 def saved_shards(folder: Path) -> list[SavedShard]:
@@ -154,32 +226,11 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
     for document in documents:
         batch.append(document)
         size += len(document.text)
-        if size >= _BATCH_BYTES or len(batch) >= _BATCH_DOCUMENTS:
+        if size >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _encode_batch(
-    batch: list[Document], tokenizer: TextTokenizer, writer: TokenShardWriter, problems: ProblemLog
-) -> Iterator[tuple[str, SubsetCounts]]:
-    """Write the documents of a batch; yield subset and counts of each one written."""
-    encoded = tokenizer.encode([document.text for document in batch])
-    for document, ids in zip(batch, encoded, strict=True):
-        if isinstance(ids, str):
-            problems.add(ProblemKind.TOKENIZER_FAILED, line=document.line, what=ids)
-        elif not len(ids):
-            what = f"{len(document.text)} characters gave no token"
-            problems.add(ProblemKind.NO_TOKENS, line=document.line, what=what)
-        else:
-            writer.add_document(ids)
-            size = len(document.text.encode())
-            yield document.subset, SubsetCounts(documents=1, tokens=len(ids), text_bytes=size)
-
-
-def _no_counts() -> SubsetCounts:
-    return SubsetCounts(documents=0, tokens=0, text_bytes=0)
 
 
 def _record_path(prefix: Path) -> Path:
@@ -188,6 +239,7 @@ def _record_path(prefix: Path) -> Path:
 
 def _save(prefix: Path, saved: SavedShard) -> None:
     body: dict[str, Any] = {"format": _FORMAT, "source_mtime_ns": saved.mtime_ns}
+    body |= {"engine": saved.engine, "compared_documents": saved.compared}
     body |= {"tokenizer": asdict(saved.tokenizer), "shard": asdict(saved.shard)}
     manifest.write_json(_record_path(prefix), body)
 
@@ -205,5 +257,14 @@ def _load(prefix: Path) -> SavedShard:
         manifest.parse_record(
             TokenizerRecord, body.get("tokenizer"), where=str(path), remedy=remedy
         ),
-        manifest.parse_record(int, body.get("source_mtime_ns"), where=str(path), remedy=remedy),
+        *_plain_values(body, path, remedy),
     )
+
+
+def _plain_values(body: dict[str, Any], path: Path, remedy: str) -> tuple[int, str, int]:
+    """Return the time of change of the input, the engine, and the documents compared."""
+
+    def value[T](kind: type[T], key: str) -> T:
+        return manifest.parse_record(kind, body.get(key), where=f"{path}: {key}", remedy=remedy)
+
+    return value(int, "source_mtime_ns"), value(str, "engine"), value(int, "compared_documents")

@@ -12,10 +12,12 @@ copes, other readers need a copy. No torch here; `data_prep` writes with this
 module and the trainer reads with it.
 """
 
+import contextlib
+import hashlib
 import os
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,6 +68,10 @@ class TokenShardWriter:
     Args:
         prefix: path without .bin or .idx; its folder exists.
         dtype: "uint16" or "int32", or another integer type of `DTYPES`.
+
+    Attributes:
+        bin_sha256: of the .bin file, hashed as it is written.
+        idx_sha256: of the .idx file, once it is closed.
     """
 
     def __init__(self, prefix: Path, dtype: str) -> None:
@@ -73,53 +79,73 @@ class TokenShardWriter:
         if self.dtype not in _CODES:
             known = ", ".join(str(known) for known in _CODES)
             raise DataError(f"{prefix} - {dtype} is no type of token ids - use one of: {known}")
+        self.idx_sha256 = ""
         self._bounds = np.iinfo(self.dtype)
         self._bin_path, self._idx_path = shard_paths(prefix)
         self._lengths = array("i")
+        self._hash = hashlib.sha256()
         self._bin = _temporary(self._bin_path).open("wb")
+
+    @property
+    def bin_sha256(self) -> str:
+        """Hex digest of the ids so far."""
+        return self._hash.hexdigest()
 
     def add_document(self, ids: Sequence[int] | NDArray[Any]) -> None:
         """Append the ids of one document; nothing is added to them.
 
         Raises:
-            DataError: an id does not fit the type, or the document is too long
-                for Megatron's int32 lengths.
+            DataError: as `add_documents`.
         """
-        tokens = np.asarray(ids, dtype=np.int64)
-        if len(tokens) > _MAX_DOCUMENT_TOKENS:
+        self.add_documents(np.asarray(ids), np.array([len(ids)]))
+
+    def add_documents(self, ids: NDArray[Any], lengths: NDArray[Any]) -> None:
+        """Append documents back to back.
+
+        Args:
+            ids: [tokens]; the last ones may be the start of a document that is not among
+                `lengths`, but will be in a later call.
+            lengths: tokens of each document that ends here.
+
+        Raises:
+            DataError: an id does not fit the type, or a document is too long
+                for Megatron's int32 lengths.
+            OSError: the disk is full; the error has the name of the file.
+        """
+        if len(lengths) and lengths.max() > _MAX_DOCUMENT_TOKENS:
+            document = len(self._lengths) + int(lengths.argmax())
             raise DataError(
-                f"{self._bin_path}: document {len(self._lengths)} - {len(tokens)} tokens are more "
+                f"{self._bin_path}: document {document} - {lengths.max()} tokens are more "
                 f"than a shard can index ({_MAX_DOCUMENT_TOKENS}) - split the text"
             )
-        if len(tokens) and not (
-            self._bounds.min <= tokens.min() and tokens.max() <= self._bounds.max
-        ):
+        if len(ids) and not (self._bounds.min <= ids.min() and ids.max() <= self._bounds.max):
             raise DataError(
-                f"{self._bin_path}: document {len(self._lengths)} - ids {tokens.min()} to "
-                f"{tokens.max()} do not fit {self.dtype} ({self._bounds.min} to "
+                f"{self._bin_path}: document {len(self._lengths)} and on - ids {ids.min()} to "
+                f"{ids.max()} do not fit {self.dtype} ({self._bounds.min} to "
                 f"{self._bounds.max}) - write the shard as int32"
             )
-        self._bin.write(tokens.astype(self.dtype).tobytes())
-        self._lengths.append(len(tokens))
+        content = np.ascontiguousarray(ids, dtype=self.dtype)
+        with _named(self._bin_path):
+            self._bin.write(content)
+        self._hash.update(content)
+        self._lengths.frombytes(lengths.astype("i").tobytes())
 
     def close(self) -> None:
         """Write the index and give both files their names."""
-        _flush_to_disk(self._bin)
-        with _temporary(self._idx_path).open("wb") as stream:
-            lengths = np.array(self._lengths, dtype="<i4")
-            ends = np.cumsum(lengths, dtype="<i8") * self.dtype.itemsize
-            n = len(lengths)
-            stream.write(_HEADER.pack(MAGIC, VERSION, _CODES[self.dtype], n, n + 1))
-            stream.write(lengths.tobytes())
-            stream.write((ends - lengths * np.int64(self.dtype.itemsize)).astype("<i8").tobytes())
-            stream.write(np.arange(n + 1, dtype="<i8").tobytes())
+        index = index_bytes(np.array(self._lengths, dtype="<i4"), self.dtype)
+        self.idx_sha256 = hashlib.sha256(index).hexdigest()
+        with _named(self._bin_path):
+            _flush_to_disk(self._bin)
+        with _named(self._idx_path), _temporary(self._idx_path).open("wb") as stream:
+            stream.write(index)
             _flush_to_disk(stream)
         _temporary(self._bin_path).replace(self._bin_path)
         _temporary(self._idx_path).replace(self._idx_path)
 
     def discard(self) -> None:
         """Remove what was written so far."""
-        self._bin.close()
+        with contextlib.suppress(OSError):  # of a full disk, once more
+            self._bin.close()
         _temporary(self._bin_path).unlink(missing_ok=True)
         _temporary(self._idx_path).unlink(missing_ok=True)
 
@@ -140,6 +166,25 @@ class TokenShardWriter:
         except BaseException:
             self.discard()
             raise
+
+
+def index_bytes(lengths: NDArray[np.int32], dtype: np.dtype[Any]) -> bytes:
+    """Return the .idx file of documents of one sequence each.
+
+    Args:
+        lengths: [documents] ids of each.
+        dtype: type of the ids, one of `DTYPES`.
+    """
+    n = len(lengths)
+    ends = np.cumsum(lengths, dtype="<i8") * dtype.itemsize
+    return b"".join(
+        (
+            _HEADER.pack(MAGIC, VERSION, _CODES[dtype], n, n + 1),
+            lengths.astype("<i4").tobytes(),
+            (ends - lengths * np.int64(dtype.itemsize)).astype("<i8").tobytes(),
+            np.arange(n + 1, dtype="<i8").tobytes(),
+        )
+    )
 
 
 class TokenShard:
@@ -246,6 +291,15 @@ _REMEDY = "copy the shard again, or make it again with `python -m data_prep toke
 
 def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give an OSError of writing, which has no file name, that of the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _flush_to_disk(stream: Any) -> None:

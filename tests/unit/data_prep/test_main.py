@@ -60,9 +60,28 @@ def test_faults_give_the_exit_code_of_data_errors(corpus, tokenizer_file, tmp_pa
         ["tokenize", "{folder}/absent.jsonl", "--tokenizer", "{tokenizer}", "--out", "{folder}/o"],
         ["tokenize", "{corpus}", "--tokenizer", "{folder}/none.json", "--out", "{folder}/o"],
         ["tokenize", "{corpus}", "--tokenizer", "{tokenizer}", "--out", "{corpus}"],
+        ["tokenize", "{corpus}", "--tokenizer", "{tokenizer}"],
+        ["tokenize", "--plan", "{folder}/plan.json"],
+        ["tokenize", "{corpus}", "--plan", "{folder}/plan.json", "--task", "0"],
+        ["merge", "--out", "{folder}/o"],
+        ["merge", "{folder}", "--plan", "{folder}/plan.json", "--out", "{folder}/o"],
+        ["plan", "{corpus}", "--tokenizer", "{tokenizer}", "--out", "{folder}", "--tasks", "0"],
         ["train-tokenizer", "{corpus}", "--vocab-size", "9", "--out", "{folder}/t.json"],
     ],
-    ids=["describe", "verify", "input", "tokenizer", "out is a file", "vocabulary"],
+    ids=[
+        "describe",
+        "verify",
+        "input",
+        "tokenizer",
+        "out is a file",
+        "no out",
+        "no task",
+        "plan and inputs",
+        "nothing",
+        "both",
+        "no tasks",
+        "vocabulary",
+    ],
 )
 def test_user_errors_are_one_line(arguments, corpus, tokenizer_file, tmp_path, capsys):
     names = {"folder": tmp_path, "corpus": corpus, "tokenizer": tokenizer_file}
@@ -73,7 +92,32 @@ def test_user_errors_are_one_line(arguments, corpus, tokenizer_file, tmp_path, c
     assert "Traceback" not in "".join(printed)
 
 
-@pytest.mark.parametrize("command", ["tokenize", "train-tokenizer", "describe", "verify"])
+def test_a_plan_is_tokenized_task_by_task_and_merged(
+    make_input, corpus_bytes, tokenizer_file, tmp_path, capsys
+):
+    inputs = [str(make_input(f"{name}.jsonl", corpus_bytes)) for name in "abc"]
+    given = [*inputs, "--tokenizer", str(tokenizer_file), "--out"]
+    plan, out = str(tmp_path / "work/plan.json"), str(tmp_path / "all")
+    assert main(["plan", *given, str(tmp_path / "work"), "--tasks", "2"]) == 0
+    assert "3 inputs in 2 tasks" in capsys.readouterr().out
+    for task in ("0", "1"):
+        assert main(["merge", "--plan", plan, "--out", out]) == DataError.exit_code
+        assert main(["tokenize", "--plan", plan, "--task", task, "--workers", "1"]) == 0
+    assert main(["merge", "--plan", plan, "--out", out]) == 0
+    assert main(["merge", "--plan", plan, "--out", str(tmp_path / "joined"), "--join", "one"]) == 0
+    assert main(["tokenize", *given, str(tmp_path / "at once"), "--workers", "1"]) == 0
+    for name in ("a.bin", "b.idx", "manifest.json"):
+        assert (tmp_path / "all" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
+    for folder in (out, str(tmp_path / "joined")):
+        assert main(["verify", folder]) == 0
+    plot = tmp_path / "plot.png"
+    assert main(["describe", out, "--plot", str(plot)]) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "command", ["tokenize", "train-tokenizer", "describe", "verify", "plan", "merge"]
+)
 def test_help_of_each_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -99,7 +143,7 @@ def test_signal_ends_in_order_and_the_command_can_be_run_again(
     inputs = [make_input("a.jsonl", corpus_bytes), make_input("b.jsonl", corpus_bytes * 300)]
     out = tmp_path / "out"
     command = [sys.executable, "-m", "data_prep", "tokenize", *map(str, inputs)]
-    command += ["--tokenizer", str(tokenizer_file), "--out", str(out)]
+    command += ["--tokenizer", str(tokenizer_file), "--out", str(out), "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=repository)
     deadline = time.monotonic() + 60
     while not (out / "b.bin.tmp").exists() and time.monotonic() < deadline:
@@ -110,31 +154,9 @@ def test_signal_ends_in_order_and_the_command_can_be_run_again(
     assert "interrupted - run the same command again" in printed
     assert "Traceback" not in printed
     assert sorted(path.name for path in out.iterdir()) == [
+        ".lock",
         "a.bin",
         "a.idx",
         "a.shard.json",
         "tokenizer.json",
     ]
-
-
-def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
-    make_input, corpus_bytes, tokenizer_file, tmp_path, repository
-):
-    inputs = [make_input("a.jsonl", corpus_bytes), make_input("b.jsonl", corpus_bytes * 20)]
-    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
-
-    def command(folder):
-        head = [sys.executable, "-m", "data_prep", "tokenize", *map(str, inputs)]
-        return [*head, "--tokenizer", str(tokenizer_file), "--out", str(folder)]
-
-    process = subprocess.Popen(command(out), stderr=subprocess.DEVNULL, cwd=repository)
-    while not (out / "b.bin.tmp").exists() and process.poll() is None:
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert (out / "a.bin").exists()
-    assert not (out / "b.bin").exists()
-    for folder in (out, undisturbed):
-        subprocess.run(command(folder), check=True, capture_output=True, cwd=repository)
-    for name in ("a.bin", "a.idx", "b.bin", "b.idx", "manifest.json", "tokenizer.json"):
-        assert (out / name).read_bytes() == (undisturbed / name).read_bytes()

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from bt_megatron.data.index import TokenShard
 from bt_megatron.errors import DataError
-from data_prep import shard
+from data_prep import documents, long_line, shard, streams
 from data_prep.shard import can_reuse, saved_shards, write_shard
 from data_prep.tokenizer import TextTokenizer
 
@@ -57,7 +57,7 @@ def test_batch_size_does_not_change_the_bytes(
 ):
     source = make_input("a.jsonl", corpus_bytes)
     whole = write_shard(source, out / "a", tokenizer, on_position=ignore)
-    monkeypatch.setattr(shard, "_BATCH_BYTES", 3000)
+    monkeypatch.setattr(shard, "_BATCH_CHARACTERS", 3000)
     positions = []
     pieces = write_shard(source, out / "a", tokenizer, on_position=positions.append)
     assert pieces == whole
@@ -99,6 +99,68 @@ def test_huge_line_is_a_document(make_input, tokenizer, out):
     record = write_shard(source, out / "a", tokenizer, on_position=ignore)
     assert record.documents == 2
     assert record.text_bytes == len(text) + 1
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Long lines, parts and batches of a few thousand characters."""
+    monkeypatch.setattr(streams, "LONG_LINE_BYTES", 3000)
+    monkeypatch.setattr(long_line, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(long_line, "_SHORT_STRING_BYTES", 100)
+    monkeypatch.setattr(documents, "PART_CHARACTERS", 2000)
+    monkeypatch.setattr(documents.cut, "__kwdefaults__", {"size": 2000})
+    monkeypatch.setattr(shard, "_BATCH_CHARACTERS", 5000)
+
+
+def test_documents_that_are_not_held_in_memory_have_the_same_ids(
+    small_parts, make_input, corpus_bytes, sample_texts, tokenizer_file, tokenizer, out
+):
+    reference = Tokenizer.from_file(str(tokenizer_file))
+    texts = ["\n".join(sample_texts[i : i + 6]) for i in range(0, 60, 6)] + sample_texts[:5]
+    rows = [{"text": text, "meta": {"pile_set_name": "Long"}} for text in texts]
+    source = make_input("a.jsonl", b"\n".join(json.dumps(row).encode() for row in rows))
+    record = write_shard(source, out / "a", tokenizer, on_position=ignore)
+    written = TokenShard(out / "a")
+    expected = [reference.encode(text, add_special_tokens=False).ids for text in texts]
+    assert [written.document(i).tolist() for i in range(len(texts))] == expected
+    assert record.problems == {}
+    assert (
+        record.text_bytes
+        == record.subsets["Long"].text_bytes
+        == sum(len(text.encode()) for text in texts)
+    )
+
+
+def test_gigantic_lines_with_faults_are_counted(small_parts, make_input, tokenizer, out):
+    lines = {
+        "invalid_json": b'{"text": "' + b"a " * 4000,
+        "text_without_break": b'{"text": "' + b"a" * 20_000 + b'"}',
+        "whitespace_text": b'{"text": "' + b" " * 2500 + b'"}',
+        "text_not_a_string": b'{"text": 5, "meta": "' + b"a " * 4000 + b'"}',
+        "not_an_object": b'["' + b"a " * 4000 + b'"]',
+    }
+    source = make_input("a.jsonl", b"\n".join([*lines.values(), b'{"text": "fine"}']))
+    record = write_shard(source, out / "a", tokenizer, on_position=ignore)
+    assert {kind: problem.count for kind, problem in record.problems.items()} == dict.fromkeys(
+        lines, 1
+    )
+    assert record.problems["text_without_break"].examples[0].startswith("a.jsonl:2: ")
+    assert record.documents == 1
+
+
+def test_tokenizer_that_may_not_be_cut_for_gets_long_texts_whole(
+    small_parts, monkeypatch, make_input, tmp_path, out
+):
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<|endoftext|>": 2}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.normalizer = normalizers.Replace("a b", "b")  # of three characters, one of them a space
+    words.save(str(tmp_path / "t.json"))
+    monkeypatch.setattr(documents, "_MAX_WHOLE_CHARACTERS", 12_000)
+    rows = [{"text": "a b " * 2000}, {"text": "a " * 9000}, {"text": "a"}]
+    source = make_input("a.jsonl", b"\n".join(json.dumps(row).encode() for row in rows))
+    record = write_shard(source, out / "a", TextTokenizer(tmp_path / "t.json"), on_position=ignore)
+    assert TokenShard(out / "a").lengths.tolist() == [2000, 1]
+    assert record.problems["text_too_long"].examples[0].startswith("a.jsonl:2: 18000 characters")
 
 
 def test_input_without_documents_makes_an_empty_shard(make_input, tokenizer, out):

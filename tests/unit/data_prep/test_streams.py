@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bt_megatron.errors import DataError
 from data_prep import streams
 from data_prep.problems import ProblemLog
-from data_prep.streams import STDIN, RawInput, read_lines
+from data_prep.streams import STDIN, RawInput, read_blocks
 
 
 def zstd(content):
@@ -26,7 +26,7 @@ def zstd(content):
 def lines_of(path, **options):
     problems = ProblemLog(path.name)
     with RawInput(path) as raw:
-        lines = [line.data for line in read_lines(raw, problems, **options)]
+        lines = [line for block in read_blocks(raw, problems, **options) for line in block.lines]
     return lines, {kind: record.count for kind, record in problems.records().items()}, raw
 
 
@@ -100,7 +100,7 @@ def test_message_about_cut_off_input_has_line_and_byte(tmp_path):
     (tmp_path / "a.zst").write_bytes(content)
     problems = ProblemLog("a.zst")
     with RawInput(tmp_path / "a.zst") as raw:
-        list(read_lines(raw, problems))
+        list(read_blocks(raw, problems))
     (example,) = problems.records()["truncated_file"].examples
     assert example.startswith("a.zst:3: ends inside a compressed frame, after byte ")
     assert "unfinished line of 3 bytes is lost" in example
@@ -159,7 +159,32 @@ def test_line_at_the_limit_is_kept(read):
 
 def test_huge_line_spans_many_pieces(read):
     line = os.urandom(8 << 20).replace(b"\n", b" ")
-    assert read(zstd(line + b"\nend"))[0] == [line, b"end"]
+    long, end = read(zstd(line + b"\nend"))[0]
+    assert long.size == len(line)
+    assert end == b"end"
+
+
+@pytest.mark.parametrize("pack", [zstd, bytes], ids=["zstd", "plain"])
+def test_long_line_is_kept_in_a_file_while_it_is_looked_at(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr(streams, "LONG_LINE_BYTES", 1000)
+    long = bytes(range(11, 256)) * 20
+    (tmp_path / "a.jsonl").write_bytes(pack(b"a\n" + long + b"\nb\n" + long))
+    seen = []
+    with RawInput(tmp_path / "a.jsonl") as raw:
+        for block in read_blocks(raw, ProblemLog("a.jsonl")):
+            for number, line in enumerate(block.lines, block.first):
+                seen.append((number, line if isinstance(line, bytes) else line.file.read()))
+                if not isinstance(line, bytes):
+                    line.file.seek(0)
+    assert [number for number, _ in seen] == [1, 2, 3, 4]
+
+
+def test_little_that_stands_for_much_is_decompressed_in_pieces(tmp_path):
+    (tmp_path / "a.zst").write_bytes(zstd((b"x" * 127 + b"\n") * (2 << 20)))  # 256 MiB
+    with RawInput(tmp_path / "a.zst") as raw:
+        sizes = [sum(map(len, block.lines)) for block in read_blocks(raw, ProblemLog("a"))]
+    assert sum(sizes) == 127 * (2 << 20)
+    assert max(sizes) < 150 << 20
 
 
 def test_standard_input_is_read_and_stays_open(monkeypatch):
@@ -185,4 +210,4 @@ def test_read_error_is_a_data_error_not_an_end(tmp_path):
     raw = RawInput(tmp_path / "a.jsonl")
     raw._stream = FailingDisk(b"a\n" * 100_000)
     with pytest.raises(DataError, match="cannot be read after byte 65536: Input/output error"):
-        list(read_lines(raw, ProblemLog("a.jsonl")))
+        list(read_blocks(raw, ProblemLog("a.jsonl")))

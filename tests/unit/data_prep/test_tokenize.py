@@ -11,6 +11,9 @@ from tokenizers import Tokenizer
 from bt_megatron.data.manifest import load_manifest
 from bt_megatron.errors import DataError
 from data_prep import pool
+from data_prep import tokenizer as tokenizer_module
+from data_prep.engines import ReferenceEngine
+from data_prep.shard import saved_shards
 from data_prep.streams import STDIN
 from data_prep.tokenize import TokenizeOptions, tokenize
 from data_prep.verify import find_faults
@@ -32,7 +35,7 @@ def contents(folder):
     return {
         path.name: path.read_bytes()
         for path in folder.iterdir()
-        if not path.name.endswith(".shard.json")
+        if not path.name.endswith((".shard.json", ".lock"))
     }
 
 
@@ -217,3 +220,48 @@ def test_megatron_core_reads_the_folder(options):
         dataset = IndexedDataset(str(options.out / shard.name))
         assert len(dataset) == shard.documents
         assert int(dataset.sequence_lengths.sum()) == shard.tokens
+
+
+class WrongNowAndThen:
+    """An engine that passes the test before the run and is wrong where a text says so."""
+
+    name = "wrong 1"
+
+    def __init__(self, content):
+        self.real = ReferenceEngine(Tokenizer.from_str(content.decode()))
+
+    def encode(self, texts):
+        encoded = self.real.encode(texts)
+        if any("zyzzyva" in text for text in texts):
+            encoded.ids[0] += 1
+        return encoded
+
+
+def test_engine_that_differs_in_the_run_is_given_up_and_its_shards_are_made_anew(
+    options, make_input, monkeypatch, tmp_path, capsys
+):
+    right = dataclasses.replace(options, engine="tokenizers", out=tmp_path / "right")
+    late = make_input("03.jsonl", b'{"text": "a zyzzyva"}\n')
+    right = dataclasses.replace(right, inputs=[*options.inputs, late])
+    tokenize(right)
+
+    monkeypatch.setattr(tokenizer_module, "FastEngine", WrongNowAndThen)
+    tokenize(options)
+    assert {saved.engine for saved in saved_shards(options.out)} == {"wrong 1"}
+    assert [saved.compared for saved in saved_shards(options.out)] == [1, 1, 1]
+    monkeypatch.setattr(pool, "_write_in_processes", None)
+    tokenize(dataclasses.replace(options, inputs=[*options.inputs, late]))
+    printed = capsys.readouterr().err
+    assert "WARNING" in printed
+    assert "wrong 1 differs from tokenizers: line 1 ('a zyzzyva'...): id 0 is" in printed
+    assert all(saved.engine.startswith("tokenizers ") for saved in saved_shards(options.out))
+    assert contents(options.out) == contents(right.out)
+
+
+def test_shard_of_an_engine_that_differs_needs_its_input(options, make_input, monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "FastEngine", WrongNowAndThen)
+    tokenize(options)
+    late = make_input("03.jsonl", b'{"text": "a zyzzyva"}\n')
+    with pytest.raises(DataError, match=r"00\.bin - was made by wrong 1.*give its input 00"):
+        tokenize(dataclasses.replace(options, inputs=[late]))
+    assert not (options.out / "03.bin").exists()
