@@ -13,6 +13,7 @@ from bt_megatron.errors import BtError, DataError
 from data_prep.describe import subset_table
 from data_prep.progress import ByteProgress
 from data_prep.report import describe_problems, say
+from data_prep.run_commands import add_run_commands
 from data_prep.tokenize import TokenizeOptions, tokenize
 from data_prep.tokenizer import DEFAULT_EOS
 from data_prep.train_tokenizer import train_tokenizer
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_tokenize(commands)
     _add_train_tokenizer(commands)
+    add_run_commands(commands)
     for name, run, text in (
         ("describe", _run_describe, "show documents, tokens and bytes by subset"),
         ("verify", _run_verify, "check every file of a data folder against its manifest"),

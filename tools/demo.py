@@ -67,6 +67,7 @@ def plan_steps(config: RunConfig, *, settings: Sequence[str], processes: int) ->
         settings: `a.b=c` to pass on.
         processes: that train.
     """
+    assert config.data.path is not None, "the demo has one data folder"
     folder, data = RunFolder.of(config), Path(config.data.path)
     tokenizer, export = data / "tokenizer.json", folder.path / "export"
     run = [CONFIG, *(word for setting in settings for word in ("--set", setting))]

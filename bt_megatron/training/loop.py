@@ -68,7 +68,7 @@ def _log(run: Run, result: StepResult) -> None:
         lr=_rate(run, run.step - 1),
     )
     if run.reporter is not None:
-        run.reporter.step(record)
+        run.reporter.step(record, drawn=run.data.training.drawn(run.step))
 
 
 def _evaluate(run: Run) -> None:

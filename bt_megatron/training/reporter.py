@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run reports to: console, metrics.jsonl, events.jsonl, MLflow. Rank 0 only."""
 
+from collections.abc import Mapping
+
 from bt_megatron.checkpoint.writer import Saved
 from bt_megatron.config.plan import Plan
 from bt_megatron.config.schema import RunConfig
+from bt_megatron.data.mixture import Drawn
 from bt_megatron.observe.console import Console
 from bt_megatron.observe.jsonl import EventsLog, MetricsLog, rewind
 from bt_megatron.observe.mlflow_forwarder import MlflowForwarder
@@ -15,6 +18,15 @@ from bt_megatron.observe.system import SystemSampler
 
 MLFLOW_CLOSE_S = 60.0
 """How long the end of a run waits for MLflow."""
+
+
+def drawn_metrics(drawn: Mapping[str, Drawn]) -> dict[str, float]:
+    """Name what has been read of each subset: data/<name>/tokens, epochs and share."""
+    return {
+        f"data/{name}/{key}": getattr(amount, key)
+        for name, amount in drawn.items()
+        for key in ("tokens", "epochs", "share")
+    }
 
 
 class Reporter:
@@ -43,10 +55,15 @@ class Reporter:
             self._forwarder.start()
         self._events.write("resumed" if step else "started", step=step)
 
-    def step(self, record: StepRecord) -> None:
-        """Report a logged step."""
+    def step(self, record: StepRecord, *, drawn: Mapping[str, Drawn]) -> None:
+        """Report a logged step.
+
+        Args:
+            record: what it measured.
+            drawn: what has been read of each subset of the data.
+        """
         self._console.step(record)
-        self._metrics.write(record, extra=self._sampler.latest())
+        self._metrics.write(record, extra=self._sampler.latest() | drawn_metrics(drawn))
 
     def evaluation(self, record: EvaluationRecord) -> None:
         """Report an evaluation."""

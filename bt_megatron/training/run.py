@@ -126,6 +126,8 @@ def build_run(
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
     )
+    for note in data.notes:
+        console.note(note)
     found = find_start(folder.checkpoints, config, console, allow=resume_allow)
     stages = resolve_stages(config)
     chunks = build_chunks(config, stages, layers=layers.library)
