@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of a run: training batches by step, validation batches, bytes per token."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.data.batches import TrainingBatches, ValidationBatches
 from bt_megatron.data.corpus import TokenCorpus
+from bt_megatron.data.dali import DaliSteps
+from bt_megatron.data.device_copy import Sender, SentBatches
 from bt_megatron.data.mixture import InterleavedSamples, Mixture, Subset
 from bt_megatron.data.sources import open_sources
 from bt_megatron.data.token_bytes import token_byte_lengths
@@ -65,6 +68,25 @@ def open_data(config: RunConfig, *, dp_rank: int, dp_size: int) -> RunData:
         byte_lengths=_byte_lengths(sources[0].corpus, model.vocab_size),
         notes=(*_index_notes([*training, *validation]), *_mixture_notes(mixture, config)),
     )
+
+
+def step_reader(
+    config: RunConfig, batches: TrainingBatches, *, first_step: int
+) -> Callable[[int], SentBatches]:
+    """Return the function that reads the micro-batches of a step and sends them to the device.
+
+    Args:
+        config: of the run.
+        batches: what to read.
+        first_step: the step that it will be asked for first; then the next ones in order.
+
+    Raises:
+        DataError: the loader is not installed.
+    """
+    if config.data.loader == "dali":
+        return DaliSteps(batches, first_step=first_step).read
+    sender = Sender()
+    return lambda step: sender.send(batches.micro_batches(step))
 
 
 def _require_enough(mixture: Mixture, config: RunConfig) -> None:
