@@ -88,6 +88,7 @@ class TokenCorpus:
         eos_id: int,
         vocab_size: int,
         tokenizer_path: Path | None = None,
+        by_sequence: bool = False,
     ) -> "TokenCorpus":
         """Map shards that come without a manifest, such as published ones.
 
@@ -101,11 +102,12 @@ class TokenCorpus:
             eos_id: token to put after each document.
             vocab_size: largest token id plus one.
             tokenizer_path: the tokenizer.json that made the ids, if known.
+            by_sequence: take each sequence for a document, whatever the index says of documents.
 
         Raises:
             DataError: a shard is missing or damaged.
         """
-        headers = [read_shard_header(Path(prefix)) for prefix in prefixes]
+        headers = [read_shard_header(Path(p), by_sequence=by_sequence) for p in prefixes]
         return cls(
             headers,
             eos_id=eos_id,
@@ -121,7 +123,7 @@ class TokenCorpus:
         Raises:
             DataError: a shard is damaged.
         """
-        return tuple(TokenShard(header.prefix) for header in self.headers)
+        return tuple(TokenShard(h.prefix, by_sequence=h.by_sequence) for h in self.headers)
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:

@@ -12,6 +12,7 @@ copes, other readers need a copy. No torch here; `data_prep` writes with this
 module and the trainer reads with it.
 """
 
+import functools
 import os
 import struct
 from array import array
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,13 +111,7 @@ class TokenShardWriter:
         """Write the index and give both files their names."""
         _flush_to_disk(self._bin)
         with _temporary(self._idx_path).open("wb") as stream:
-            lengths = np.array(self._lengths, dtype="<i4")
-            ends = np.cumsum(lengths, dtype="<i8") * self.dtype.itemsize
-            n = len(lengths)
-            stream.write(_HEADER.pack(MAGIC, VERSION, _CODES[self.dtype], n, n + 1))
-            stream.write(lengths.tobytes())
-            stream.write((ends - lengths * np.int64(self.dtype.itemsize)).astype("<i8").tobytes())
-            stream.write(np.arange(n + 1, dtype="<i8").tobytes())
+            write_index(stream, np.array(self._lengths, dtype="<i4"), self.dtype)
             _flush_to_disk(stream)
         _temporary(self._bin_path).replace(self._bin_path)
         _temporary(self._idx_path).replace(self._idx_path)
@@ -146,6 +141,22 @@ class TokenShardWriter:
             raise
 
 
+def write_index(stream: BinaryIO, lengths: NDArray[np.int32], dtype: np.dtype[Any]) -> None:
+    """Write an index of documents of one sequence each.
+
+    Args:
+        stream: the .idx file.
+        lengths: [documents] ids of each.
+        dtype: type of the ids, one of `DTYPES`.
+    """
+    n = len(lengths)
+    ends = np.cumsum(lengths, dtype="<i8") * dtype.itemsize
+    stream.write(_HEADER.pack(MAGIC, VERSION, _CODES[dtype], n, n + 1))
+    stream.write(lengths.astype("<i4").tobytes())
+    stream.write((ends - lengths * np.int64(dtype.itemsize)).astype("<i8").tobytes())
+    stream.write(np.arange(n + 1, dtype="<i8").tobytes())
+
+
 @dataclass(frozen=True, slots=True)
 class ShardHeader:
     """What the sizes of a shard's files and the start of its index say of it."""
@@ -161,14 +172,16 @@ class ShardHeader:
     """Documents plus one."""
     num_tokens: int
     """Ids in the .bin files."""
+    by_sequence: bool = False
+    """Each sequence counts as a document, whatever the boundaries say."""
 
     @property
     def num_documents(self) -> int:
         """How many documents the shard holds."""
-        return self.num_boundaries - 1
+        return self.num_sequences if self.by_sequence else self.num_boundaries - 1
 
 
-def read_shard_header(prefix: Path) -> ShardHeader:
+def read_shard_header(prefix: Path, *, by_sequence: bool = False) -> ShardHeader:
     """Read what can be known of a shard without reading it, in O(1).
 
     Raises:
@@ -178,7 +191,7 @@ def read_shard_header(prefix: Path) -> ShardHeader:
     index_path = shard_paths(prefix)[1]
     dtype, n, d = _read_header(index_path, map_bytes(index_path))
     num_tokens = sum(len(array) for array in map_tokens(bin_paths, dtype))
-    return ShardHeader(prefix, bin_paths, dtype, n, d, num_tokens)
+    return ShardHeader(prefix, bin_paths, dtype, n, d, num_tokens, by_sequence)
 
 
 class TokenShard:
@@ -190,13 +203,15 @@ class TokenShard:
 
     Args:
         prefix: path without .bin or .idx.
+        by_sequence: take each sequence for a document, and do not look at the boundaries.
 
     Raises:
         DataError: a file is missing, is no index, or the two do not fit together.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, *, by_sequence: bool = False) -> None:
         self.prefix = Path(prefix)
+        self._by_sequence = by_sequence
         self._idx_path = shard_paths(self.prefix)[1]
         index = map_bytes(self._idx_path)
         self.dtype, n, d = _read_header(self._idx_path, index)
@@ -205,7 +220,8 @@ class TokenShard:
         offsets = np.frombuffer(index, "<i8", n, at + 4 * n)
         boundaries = np.frombuffer(index, "<i8", d, at + 12 * n)
         self.num_tokens = self._check_sequences(lengths, offsets)
-        self._check_boundaries(boundaries, n)
+        if not by_sequence:
+            self._check_boundaries(boundaries, n)
         self._tokens = self._map_tokens()
         self._starts, self._lengths = self._documents(lengths, offsets, boundaries)
 
@@ -237,8 +253,8 @@ class TokenShard:
         start = int(self._starts[i]) // self.dtype.itemsize
         return self._tokens[start : start + int(self._lengths[i])]
 
-    def __reduce__(self) -> tuple[type["TokenShard"], tuple[Path]]:
-        return TokenShard, (self.prefix,)
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return functools.partial(TokenShard, by_sequence=self._by_sequence), (self.prefix,)
 
     def _check_sequences(self, lengths: NDArray[np.int32], offsets: NDArray[np.int64]) -> int:
         """Check that sequences fill the .bin file without gaps; return the tokens in it."""
@@ -267,7 +283,7 @@ class TokenShard:
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Return byte offsets and lengths by document; views if one is one sequence."""
         n = len(lengths)
-        if np.array_equal(boundaries, np.arange(n + 1)):
+        if self._by_sequence or np.array_equal(boundaries, np.arange(n + 1)):
             return offsets, lengths
         starts = np.append(offsets, self.num_tokens * self.dtype.itemsize)[boundaries]
         sizes = np.diff(starts) // self.dtype.itemsize

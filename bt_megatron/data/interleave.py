@@ -71,9 +71,9 @@ class Interleaving:
         Returns:
             Source and place of each, [...].
         """
+        if positions.size == 0 or len(self.rates) == 1:  # place is position
+            return Located(np.zeros_like(positions), positions.copy())
         flat = positions.reshape(-1)
-        if flat.size == 0:
-            return Located(np.zeros_like(positions), np.zeros_like(positions))
         ticks = self._ticks(flat)  # [positions]
         before = self._counts(ticks)  # [d, positions]
         gives = self._counts(ticks + 1) - before  # 0 or 1

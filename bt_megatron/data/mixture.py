@@ -183,6 +183,7 @@ class InterleavedSamples:
             Subset(name=s.name, dataset=s.dataset, weight=s.weight, max_epochs=1) for s in subsets
         ]
         self._mixture = Mixture(once, seed=0, order="stored")
+        self._first, self._located = -1, self._mixture.locate(np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         """Return the samples of all datasets."""
@@ -198,8 +199,15 @@ class InterleavedSamples:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        located = self._mixture.locate(np.array([index]))
-        return self._mixture.subsets[int(located.source[0])].dataset[int(located.place[0])]
+        first = index - index % _LOCATED_AT_ONCE
+        if first != self._first:
+            positions = np.arange(first, min(first + _LOCATED_AT_ONCE, len(self)))
+            self._first, self._located = first, self._mixture.locate(positions)
+        source = int(self._located.source[index - first])
+        return self._mixture.subsets[source].dataset[int(self._located.place[index - first])]
+
+
+_LOCATED_AT_ONCE = 1024
 
 
 def _check(subsets: Sequence[Subset]) -> None:

@@ -111,6 +111,7 @@ def open_corpus(data: DataConfig) -> TokenCorpus:
         eos_id=vocabulary.ids[data.eos_token],
         vocab_size=vocabulary.size,
         tokenizer_path=tokenizer,
+        by_sequence=data.packing == "rows",
     )
 
 

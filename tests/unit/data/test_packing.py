@@ -178,3 +178,34 @@ def test_sample_that_is_not_there_is_an_index_error(make_corpus, index):
     )
     with pytest.raises(IndexError, match=f"sample {index} of 2"):
         packed[index]
+
+
+ROWS = [[7, 0, 8, 9, 10], [0, 11, 12, 13, 14], [15, 16, 17, 18, 0]]
+
+
+def test_rows_are_samples_as_they_are(make_corpus):
+    options = PackingOptions(sample_length=4, block_length=2, rows=True)
+    packed = PackedDocuments.build(make_corpus(ROWS), documents=np.array([0, 2]), options=options)
+    assert len(packed) == 2
+    assert [packed[i].tokens.tolist() for i in range(2)] == [ROWS[0][:4], ROWS[2][:4]]
+    assert all(packed[i].mask.all() for i in range(2))
+
+
+@pytest.mark.parametrize("boundaries", [[0, 3], [0], [0, 1, 1, 3]], ids=str)
+def test_rows_do_not_depend_on_the_documents_of_the_index(write_shard, boundaries):
+    prefix = write_shard(ROWS)
+    path = prefix.with_name(prefix.name + ".idx")
+    head, arrays = path.read_bytes()[:26], path.read_bytes()[34 : 34 + 12 * 3]
+    d = np.array([len(boundaries)], "<u8").tobytes()
+    path.write_bytes(head + d + arrays + np.array(boundaries, "<i8").tobytes())
+    corpus = TokenCorpus.from_shards([prefix], eos_id=0, vocab_size=32, by_sequence=True)
+    options = PackingOptions(sample_length=5, rows=True)
+    packed = PackedDocuments.build(corpus, documents=np.arange(3), options=options)
+    assert [packed[i].tokens.tolist() for i in range(3)] == ROWS
+
+
+def test_row_shorter_than_a_sample_is_named(make_corpus):
+    options = PackingOptions(sample_length=5, rows=True)
+    corpus = make_corpus([*ROWS, [1, 2]])
+    with pytest.raises(DataError, match=r"row 3 has 2 tokens, data.seq_length is 5"):
+        PackedDocuments.build(corpus, documents=np.arange(4), options=options)

@@ -4,11 +4,14 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bt_megatron.config.load import from_mapping
-from bt_megatron.config.schema import DataConfig, RunConfig
-from bt_megatron.data.index import shard_paths
+from bt_megatron.config.schema import BatchConfig, DataConfig, RunConfig
+from bt_megatron.data.batches import TrainingBatches
+from bt_megatron.data.index import TokenShardWriter, shard_paths
+from bt_megatron.data.mixture import Mixture
 from bt_megatron.data.sources import open_corpus, open_sources
 from bt_megatron.errors import DataError
 from tests.data_folders import STACK, make_folder
@@ -43,6 +46,31 @@ def test_published_shards_open_with_their_tokenizer(published):
     corpus = open_corpus(DataConfig(path=str(published), tokenizer=str(NEOX)))
     assert (corpus.eos_id, corpus.vocab_size, corpus.tokenizer_path) == (0, 50_277, NEOX)
     assert corpus.num_documents > 10
+
+
+def test_published_rows_are_read_in_the_order_of_training(tmp_path):
+    """As Pythia's preshuffled sets: sample j of step i is row i * batch + j."""
+    folder = tmp_path / "preshuffled"
+    folder.mkdir()
+    rows = np.random.default_rng(0).integers(0, 50_277, size=(20, 9))
+    with TokenShardWriter(folder / "document", "uint16") as writer:
+        for row in rows:
+            writer.add_document(row)
+    data = {"path": str(folder), "tokenizer": str(NEOX), "packing": "rows", "order": "stored"}
+    data |= {"seq_length": 8, "random_left_padding": False, "pad_to_block_boundary": False}
+    (source,) = open_sources(run(data | {"validation_fraction": 0}))
+    dataset = source.subset(block_length=4, split="train").dataset
+    batches = TrainingBatches(
+        Mixture.of(dataset, seed=1, order="stored"),
+        batch=BatchConfig(global_batch_size=4, micro_batch_size=4),
+        dp_rank=0,
+        dp_size=1,
+        target_shift=4,
+    )
+    for step in (0, 1, 4):
+        (batch,) = batches.micro_batches(step)
+        assert batch.tokens.tolist() == rows[4 * step : 4 * step + 4, :8].tolist()
+        assert batch.mask.all()
 
 
 def test_published_shards_do_not_say_what_ids_mean(published):
