@@ -3,12 +3,19 @@
 
 import argparse
 import re
+from dataclasses import asdict
 from pathlib import Path
+
+from rich.console import Console
 
 from bt_megatron.config.arguments import add_run_arguments
 from bt_megatron.config.load import load_run
+from bt_megatron.data.manifest import write_json
 from bt_megatron.errors import DataError
 from data_prep.checksum import STATE_NAME, find_wanted, hash_all, total_bytes
+from data_prep.contamination import REPORT_NAME, contamination_table, count_corpus, report_set
+from data_prep.corpus_inputs import corpus_inputs
+from data_prep.evaluation_sets import read_evaluation_set
 from data_prep.index import index_run
 from data_prep.progress import ByteProgress
 from data_prep.report import say
@@ -18,6 +25,7 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     """Add the commands to the parser."""
     _add_index(commands)
     _add_checksum(commands)
+    _add_contamination(commands)
 
 
 def _add_index(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -80,4 +88,82 @@ def _run_checksum(options: argparse.Namespace) -> int:
             f"{options.folder} - {wrong} of {len(wanted)} files are not what was published - copy "
             "them again"
         )
+    return 0
+
+
+def _add_contamination(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "report which examples of evaluation sets share n-grams of words with a corpus"
+    command = commands.add_parser("contamination", help=text, description=text)
+    command.add_argument(
+        "inputs", nargs="+", type=Path, metavar="INPUT", help="data folders, or files of text"
+    )
+    command.add_argument(
+        "--set",
+        dest="sets",
+        action="append",
+        required=True,
+        type=_named_path,
+        metavar="NAME=FILE",
+        help="an evaluation set, JSON lines with one example each; may be given again",
+    )
+    command.add_argument(
+        "--fields",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B",
+        help="keys whose texts make an example (default: every text of the line)",
+    )
+    command.add_argument(
+        "--words",
+        type=_ngram_words,
+        default=13,
+        metavar="N",
+        help="words of an n-gram, or `auto` for GPT-3's rule, 8 to 13 by set (default 13)",
+    )
+    command.add_argument(
+        "--max-documents",
+        type=int,
+        metavar="N",
+        help="n-grams of more documents do not count (GPT-3: 10; default: all count)",
+    )
+    command.add_argument("--tokenizer", type=Path, help="of data folders without a manifest")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the report")
+    command.set_defaults(run=_run_contamination)
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    return name, Path(path)
+
+
+def _ngram_words(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither `auto` nor a number from 1 to 100")
+    return int(text)
+
+
+def _run_contamination(options: argparse.Namespace) -> int:
+    sets = [
+        read_evaluation_set(path, name=name, size=options.words, fields=options.fields)
+        for name, path in options.sets
+    ]
+    inputs = corpus_inputs(options.inputs, tokenizer=options.tokenizer)
+    total = sum(item.size for item in inputs)
+    with ByteProgress("contamination", total_bytes=total) as progress:
+        counter, counts, documents = count_corpus(
+            inputs, sets, folder=options.out, on_bytes=progress.advance_to
+        )
+    reports = [report_set(s, counter, counts, max_documents=options.max_documents) for s in sets]
+    body = {
+        "inputs": [item.name for item in inputs],
+        "documents": documents,
+        "max_documents": options.max_documents,
+        "sets": [asdict(report) for report in reports],
+    }
+    write_json(options.out / REPORT_NAME, body)
+    Console().print(contamination_table(reports, documents=documents))
     return 0

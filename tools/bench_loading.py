@@ -15,7 +15,7 @@ ends when the batch is there. The figure of a loader is the median of the repeat
 import argparse
 import functools
 import importlib.util
-import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -34,7 +34,7 @@ from bt_megatron.data.batches import MicroBatch, TrainingBatches, build_micro_ba
 from bt_megatron.data.corpus import TokenCorpus
 from bt_megatron.data.dali import DaliSteps
 from bt_megatron.data.dataset import PackedDataset
-from bt_megatron.data.index import write_index
+from bt_megatron.data.index import index_bytes
 from bt_megatron.data.mixture import Mixture
 from bt_megatron.data.prefetch import PrefetchedBatches
 from bt_megatron.errors import BtError
@@ -198,8 +198,8 @@ def make_corpus(prefix: Path, *, documents: int, mean_tokens: int) -> TokenCorpu
     """
     draw = np.random.default_rng(0)
     lengths = draw.geometric(1 / mean_tokens, size=documents).astype(np.int32)
-    with prefix.with_name(prefix.name + ".idx").open("wb") as stream:
-        write_index(stream, lengths, np.dtype("uint16"))
+    index = index_bytes(lengths, np.dtype("uint16"))
+    prefix.with_name(prefix.name + ".idx").write_bytes(index)
     size = int(lengths.sum(dtype=np.int64))
     ids = draw.integers(1, 50_277, size=min(1 << 24, size), dtype=np.uint16)
     with prefix.with_name(prefix.name + ".bin").open("wb") as stream:
@@ -248,8 +248,8 @@ def _data(folder: Path) -> DataConfig:
 
 def _cpu_seconds() -> float:
     """Return what this process and its ended children have used."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _wait() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,7 @@ class TokenShardWriter:
         """Write the index and give both files their names."""
         _flush_to_disk(self._bin)
         with _temporary(self._idx_path).open("wb") as stream:
-            write_index(stream, np.array(self._lengths, dtype="<i4"), self.dtype)
+            stream.write(index_bytes(np.array(self._lengths, dtype="<i4"), self.dtype))
             _flush_to_disk(stream)
         _temporary(self._bin_path).replace(self._bin_path)
         _temporary(self._idx_path).replace(self._idx_path)
@@ -141,20 +141,23 @@ class TokenShardWriter:
             raise
 
 
-def write_index(stream: BinaryIO, lengths: NDArray[np.int32], dtype: np.dtype[Any]) -> None:
-    """Write an index of documents of one sequence each.
+def index_bytes(lengths: NDArray[np.int32], dtype: np.dtype[Any]) -> bytes:
+    """Return the .idx file of documents of one sequence each.
 
     Args:
-        stream: the .idx file.
         lengths: [documents] ids of each.
         dtype: type of the ids, one of `DTYPES`.
     """
     n = len(lengths)
     ends = np.cumsum(lengths, dtype="<i8") * dtype.itemsize
-    stream.write(_HEADER.pack(MAGIC, VERSION, _CODES[dtype], n, n + 1))
-    stream.write(lengths.astype("<i4").tobytes())
-    stream.write((ends - lengths * np.int64(dtype.itemsize)).astype("<i8").tobytes())
-    stream.write(np.arange(n + 1, dtype="<i8").tobytes())
+    return b"".join(
+        (
+            _HEADER.pack(MAGIC, VERSION, _CODES[dtype], n, n + 1),
+            lengths.astype("<i4").tobytes(),
+            (ends - lengths * np.int64(dtype.itemsize)).astype("<i8").tobytes(),
+            np.arange(n + 1, dtype="<i8").tobytes(),
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)
