@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -255,5 +256,5 @@ def _load(
                 return None
             counts = {size: body[f"words_{size}"] for size in counter.known}
             return counts, int(body["documents"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise DataError(f"{path} - cannot be read: {error} - remove it") from error

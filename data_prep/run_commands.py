@@ -3,6 +3,7 @@
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bt_megatron.errors import DataError
 from data_prep.checksum import STATE_NAME, find_wanted, hash_all, total_bytes
 from data_prep.contamination import REPORT_NAME, contamination_table, count_corpus, report_set
 from data_prep.corpus_inputs import corpus_inputs
+from data_prep.deduplicate import deduplicate, deduplicated_table, open_folders
 from data_prep.evaluation_sets import read_evaluation_set
 from data_prep.index import index_run
 from data_prep.progress import ByteProgress
@@ -26,6 +28,7 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     _add_index(commands)
     _add_checksum(commands)
     _add_contamination(commands)
+    _add_deduplicate(commands)
 
 
 def _add_index(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -67,16 +70,9 @@ def _sha256(text: str) -> str:
 
 def _run_checksum(options: argparse.Namespace) -> int:
     wanted = find_wanted(options.folder, sums=options.sums, sha256=options.sha256)
-    done = 0
     with ByteProgress("checksum", total_bytes=total_bytes(wanted)) as progress:
-
-        def advance(size: int) -> None:
-            nonlocal done
-            done += size
-            progress.advance_to(done)
-
         kept_in = options.state or options.folder / STATE_NAME
-        hashes = hash_all(wanted, kept_in=kept_in, on_bytes=advance)
+        hashes = hash_all(wanted, kept_in=kept_in, on_bytes=_adding_up(progress))
     wrong = 0
     for item in wanted:
         found = hashes[item.name]
@@ -167,3 +163,64 @@ def _run_contamination(options: argparse.Namespace) -> int:
     write_json(options.out / REPORT_NAME, body)
     Console().print(contamination_table(reports, documents=documents))
     return 0
+
+
+def _add_deduplicate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "list the documents that repeat an earlier one, for data.drop; goes on where it stopped"
+    command = commands.add_parser("deduplicate", help=text, description=text)
+    command.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="data folders, the first one's stay"
+    )
+    command.add_argument(
+        "--near",
+        type=_similarity,
+        metavar="J",
+        help="also near duplicates, from this Jaccard similarity of runs of tokens on, e.g. 0.8",
+    )
+    command.add_argument("--tokenizer", type=Path, help="of data folders without a manifest")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the lists")
+    command.set_defaults(run=_run_deduplicate)
+
+
+def _similarity(text: str) -> float:
+    value = float(text)
+    if not 0.3 <= value <= 0.99:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0.3 to 0.99")
+    return value
+
+
+def _run_deduplicate(options: argparse.Namespace) -> int:
+    folders = open_folders(options.folders, tokenizer=options.tokenizer)
+    passes = 1 if options.near is None else 2
+    total = passes * sum(
+        path.stat().st_size
+        for folder in folders
+        for header in folder.corpus.headers
+        for path in header.bin_paths
+    )
+    with ByteProgress("deduplicate", total_bytes=total) as progress:
+        results = deduplicate(
+            folders,
+            threshold=options.near,
+            out=options.out,
+            on_bytes=_adding_up(progress),
+            on_stage=progress.begin_stage,
+        )
+    Console().print(deduplicated_table(results))
+    for result in results:
+        print(f"{result.name}: data.drop={result.list_path}")  # noqa: T201
+    return 0
+
+
+def _adding_up(progress: ByteProgress) -> Callable[[int], None]:
+    """Return a function that takes the bytes done since its last call, and shows each megabyte."""
+    done = shown = 0
+
+    def add(size: int) -> None:
+        nonlocal done, shown
+        done += size
+        if done - shown >= 1 << 20:
+            shown = done
+            progress.advance_to(done)
+
+    return add

@@ -10,6 +10,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def load_drop_list(path: Path, *, corpus_fingerprint: str) -> DropList:
     try:
         with np.load(path, allow_pickle=False) as body:
             found, documents, corpus = (body[k] for k in ("format", "documents", "corpus"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise DataError(
             f"{path} - cannot be read as a list of documents: {error} - {remedy}"
         ) from error
