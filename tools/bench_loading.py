@@ -34,6 +34,7 @@ from bt_megatron.data.batches import MicroBatch, TrainingBatches, build_micro_ba
 from bt_megatron.data.corpus import TokenCorpus
 from bt_megatron.data.dali import DaliSteps
 from bt_megatron.data.dataset import PackedDataset
+from bt_megatron.data.device_copy import Sender, SentBatches
 from bt_megatron.data.index import index_bytes
 from bt_megatron.data.mixture import Mixture
 from bt_megatron.data.prefetch import PrefetchedBatches
@@ -50,7 +51,7 @@ METRICS = {"tokens_per_s": "tokens/s", "tokens_per_cpu_s": "tokens/CPU-s"}
 WARM_UP = 2
 WORKERS = (0, 2)
 
-Steps = Callable[[], Iterator[list[MicroBatch]]]
+Steps = Callable[[], Iterator[SentBatches]]
 
 
 class SampleDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -78,12 +79,16 @@ def keys_of(batches: TrainingBatches, *, steps: int) -> Iterator[list[tuple[int,
 def loaders(batches: TrainingBatches, *, steps: int) -> dict[str, Steps]:
     """Return the ways to read `steps` steps from the first on, by case and detail."""
 
-    def ahead(read: Callable[[int], list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
+    def ahead(read: Callable[[int], SentBatches]) -> Iterator[SentBatches]:
         with PrefetchedBatches(read, first_step=0) as prefetched:
             for _ in range(steps):
                 yield next(prefetched)
 
-    def torch_loader(workers: int) -> Iterator[list[MicroBatch]]:
+    def memmap() -> Iterator[SentBatches]:
+        sender = Sender()
+        return ahead(lambda step: sender.send(batches.micro_batches(step)))
+
+    def torch_loader(workers: int) -> Iterator[SentBatches]:
         micro_batches = len(batches.positions(0))
         loader = DataLoader(
             SampleDataset(batches.mixture),
@@ -91,14 +96,16 @@ def loaders(batches: TrainingBatches, *, steps: int) -> dict[str, Steps]:
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
         )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         ready: list[MicroBatch] = []
         for tokens, mask in loader:
-            ready.append(build_micro_batch(tokens, mask, target_shift=batches.target_shift))
+            batch = build_micro_batch(tokens, mask, target_shift=batches.target_shift)
+            ready.append(batch.to(device))
             if len(ready) == micro_batches:
-                yield ready
+                yield SentBatches(tuple(ready), None)
                 ready = []
 
-    ways: dict[str, Steps] = {"memmap": lambda: ahead(batches.micro_batches)}
+    ways: dict[str, Steps] = {"memmap": memmap}
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
         ways["dali"] = lambda: ahead(DaliSteps(batches, first_step=0).read)
     for workers in WORKERS:
@@ -108,16 +115,14 @@ def loaders(batches: TrainingBatches, *, steps: int) -> dict[str, Steps]:
 
 def measure(way: Steps, *, tokens_per_step: int) -> tuple[float, float]:
     """Return tokens per second and per CPU-second of the steps after the first ones."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     iterator = way()
     for _ in range(WARM_UP):
-        next(iterator)
+        next(iterator).receive()
     _wait()
     started, cpu_started = time.perf_counter(), _cpu_seconds()
     count = 0
-    for micro_batches in iterator:
-        for batch in micro_batches:
-            batch.to(device)
+    for sent in iterator:
+        sent.receive()
         count += 1
     _wait()
     tokens = count * tokens_per_step

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bt_megatron.data.batches import MicroBatch
 from bt_megatron.data.dataset import PackedDataset
+from bt_megatron.data.device_copy import SentBatches
 from tools import bench_loading
 
 
@@ -21,8 +21,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_loading, "WORKERS", (0, 1))
 
 
-def _tokens(steps: list[list[MicroBatch]]) -> list[np.ndarray]:
-    return [torch.stack([b.tokens for b in step]).numpy() for step in steps]
+def _tokens(steps: list[SentBatches]) -> list[np.ndarray]:
+    return [torch.stack([b.tokens for b in sent.receive()]).cpu().numpy() for sent in steps]
 
 
 def test_every_way_reads_the_same(tmp_path: Path) -> None:
