@@ -17,7 +17,10 @@ from bt_megatron.data.index import TokenShardWriter
 from bt_megatron.data.mixture import Mixture
 from bt_megatron.data.prefetch import PrefetchedBatches
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 @pytest.fixture
