@@ -8,11 +8,11 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from bt_megatron.checkpoint.restore import Found, find_newest_whole, load_checkpoint
+from bt_megatron.checkpoint.resume import compare_for_resume, require_resumable
 from bt_megatron.checkpoint.state import unwrap
 from bt_megatron.checkpoint.weights import read_weights
 from bt_megatron.config.load import dotted_values, from_mapping
 from bt_megatron.config.plan import Plan
-from bt_megatron.config.resume import compare_for_resume, require_resumable
 from bt_megatron.config.schema import ModelConfig, RunConfig
 from bt_megatron.errors import CheckpointError, ConversionError
 from bt_megatron.model.initialize import initialize_weights

@@ -3,14 +3,14 @@
 
 import pytest
 
-from bt_megatron.config.convert import field_types, schema_keys, split_optional
-from bt_megatron.config.resume import (
+from bt_megatron.checkpoint.resume import (
     CLASSES,
     Difference,
     classify,
     compare_for_resume,
     require_resumable,
 )
+from bt_megatron.config.convert import field_types, schema_keys, split_optional
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.errors import ConfigError
 
