@@ -50,6 +50,7 @@ BATCH = BatchConfig(global_batch_size=256, micro_batch_size=16)
 METRICS = {"tokens_per_s": "tokens/s", "tokens_per_cpu_s": "tokens/CPU-s"}
 WARM_UP = 2
 WORKERS = (0, 2)
+_WORKER_TIMEOUT_S = 120
 
 Steps = Callable[[], Iterator[SentBatches]]
 
@@ -94,6 +95,7 @@ def loaders(batches: TrainingBatches, *, steps: int) -> dict[str, Steps]:
             SampleDataset(batches.mixture),
             batch_sampler=keys_of(batches, steps=steps),  # type: ignore[arg-type]
             num_workers=workers,
+            timeout=_WORKER_TIMEOUT_S if workers else 0,
             pin_memory=torch.cuda.is_available(),
         )
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,10 +108,11 @@ def loaders(batches: TrainingBatches, *, steps: int) -> dict[str, Steps]:
                 ready = []
 
     ways: dict[str, Steps] = {"memmap": memmap}
-    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        ways["dali"] = lambda: ahead(DaliSteps(batches, first_step=0).read)
     for workers in WORKERS:
         ways[f"dataloader {workers}"] = functools.partial(torch_loader, workers)
+    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+        # Last: workers that are forked beside DALI's threads may wait for ever for a lock.
+        ways["dali"] = lambda: ahead(DaliSteps(batches, first_step=0).read)
     return ways
 
 
