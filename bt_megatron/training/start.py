@@ -109,8 +109,8 @@ def resume(
     manifest = found.manifest
     if manifest.data_fingerprint != data_fingerprint:
         raise CheckpointError(
-            f"{found.folder}: was trained on samples {manifest.data_fingerprint[:12]}, data.path "
-            f"now holds {data_fingerprint[:12]}. Put the data back, or choose another name."
+            f"{found.folder}: was trained on samples {manifest.data_fingerprint[:12]}, the "
+            f"data are now {data_fingerprint[:12]}. Put the data back, or choose another name."
         )
     load_checkpoint(
         found.folder,

@@ -217,3 +217,21 @@ def test_a_mixture_goes_on_anywhere_and_counts_what_it_read(
         assert tokens["even"][step] + tokens["odd"][step] == 4 * 64 * step
         assert shares["even"][step] == pytest.approx(0.6, abs=2 / (4 * step))
     assert values(second.folder, "data/odd/epochs")[20] > 0
+
+
+def test_dali_trains_like_the_memory_map(tiny_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install .[gpu]")
+    config = tiny_run(tiny_data, tmp_path / "memmap")
+    plain = Training(config, tmp_path)
+    assert plain.wait() == [0], plain.output
+
+    data = replace(config.data, loader="dali")
+    other = replace(config, runs_dir=str(tmp_path / "dali"), data=data)
+    first = Training(other, tmp_path / "a")
+    first.wait_until(lambda: last_step(first.folder) >= 7)
+    first.signal(signal.SIGTERM)
+    assert first.wait() == [EXIT_STOPPED], first.output
+    second = Training(other, tmp_path / "b")
+    assert second.wait() == [0], second.output
+    for metric in ("train/loss", "validation/loss"):
+        assert values(second.folder, metric) == values(plain.folder, metric)
