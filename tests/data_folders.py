@@ -26,6 +26,7 @@ def write_tokenizer(path, *, words=12, eos=2):
     vocabulary = {f"w{i}": i for i in range(words) if i != eos}
     body = {
         "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+        "decoder": {"type": "ByteLevel"},
         "added_tokens": [{"id": eos, "content": "<|endoftext|>", "special": True}],
     }
     path.write_text(json.dumps(body))

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt_megatron.data.interleave import Interleaving
@@ -56,7 +56,8 @@ def test_each_source_gives_its_samples_in_turn_up_to_its_limit(sources):
         assert limit is None or len(places) <= limit
 
 
-@given(sources=SOURCES, start=st.integers(0, 10**12), size=st.integers(1, 40))
+@settings(max_examples=40)
+@given(sources=SOURCES, start=st.integers(0, 10**12), size=st.integers(1, 12))
 def test_positions_are_found_alone_as_in_a_row(sources, start, size):
     plan = interleaving(sources)
     if plan.capacity is not None:
