@@ -6,6 +6,7 @@ trainer's model, and renamed to OUT only if the logits agree.
 """
 
 import argparse
+import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from bt_megatron.checkpoint.safetensors_files import DEFAULT_SHARD_GB, has_tensors
-from bt_megatron.checkpoint.weights import read_weights
+from bt_megatron.checkpoint.weights import SOURCE_FILE, read_weights
 from bt_megatron.checkpoint.whole_folder import whole_folder
 from bt_megatron.config.schema import LayoutConfig, ModelConfig
 from bt_megatron.errors import BtError, ConversionError
@@ -107,6 +108,7 @@ def export(
             dtype=options.dtype,
             end_id=info.get("eos_id", 0) if end is None else end.id,
             max_length=max_length,
+            random_left_padding=bool(info.get("random_left_padding")),
             max_shard_gb=options.max_shard_gb,
         )
         if tokenizer is not None and end is not None:
@@ -124,6 +126,8 @@ def export(
         has_tokenizer = tokenizer is not None
         card = model_card(model, info, comparison, dtype=options.dtype, has_tokenizer=has_tokenizer)
         (folder / "README.md").write_text(card)
+        known = {key: info[key] for key in ("run", "step", "tokens", "versions") if key in info}
+        (folder / SOURCE_FILE).write_text(json.dumps(known, indent=1) + "\n")
     return comparison
 
 

@@ -19,7 +19,7 @@ from bt_megatron.checkpoint.state import unwrap
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.stages import resolve_stages
 from bt_megatron.data.batches import MicroBatch, build_micro_batch
-from bt_megatron.model.fp8 import forget_models
+from bt_megatron.model.fp8 import forget_models, free_copies
 from bt_megatron.model.initialize import initialize_weights
 from bt_megatron.model.layer_library import choose_layers
 from bt_megatron.model.named_weights import named_shards
@@ -93,6 +93,7 @@ def _release(step: TrainingStep) -> None:
     """Give a model's memory back: hooks of gradients keep it in a circle that is never freed."""
     step.graph = None  # and its memory
     for chunk in step.chunks:
+        free_copies(unwrap(chunk))
         for buffer in chunk.buffers:
             for data in (buffer.grad_data, buffer.param_data):
                 if data is not None:

@@ -34,7 +34,7 @@ def read_checkpoint_weights(
 
     Returns:
         Weights in the precision they were trained in, the model, and what is known of the
-        source: run name, step, tokens, versions, data, seq_length.
+        source: run name, step, tokens, versions, data, seq_length, random_left_padding.
 
     Raises:
         CheckpointError: it is not complete, or damaged.
@@ -55,6 +55,7 @@ def read_checkpoint_weights(
         "versions": manifest.versions,
         "data": data_sources(config.data),
         "seq_length": config.data.seq_length,
+        "random_left_padding": config.data.random_left_padding,
     }
     return weights, config.model, info
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bt_megatron.checkpoint.hf_config import BLOCK_TRANSFORMER
 from bt_megatron.config.schema import ModelConfig
 from bt_megatron.errors import ConversionError
 
@@ -73,7 +74,9 @@ def exported_logits(folder: Path, tokens: Tensor, *, shift: int) -> Tensor:
     model = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.float32, local_files_only=True
     )
-    return model.eval()(tokens).logits[:, shift - 1 : -1].float()
+    # As in training, whatever the folder's configuration puts in front of texts.
+    options = {"left_padding": 0} if model.config.model_type == BLOCK_TRANSFORMER else {}
+    return model.eval()(tokens, **options).logits[:, shift - 1 : -1].float()
 
 
 def compare_logits(exported: Tensor, stored: Tensor, original: Tensor) -> Comparison:

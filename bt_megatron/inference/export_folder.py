@@ -31,6 +31,7 @@ def write_model(
     dtype: str,
     end_id: int = 0,
     max_length: int | None = None,
+    random_left_padding: bool = False,
     max_shard_gb: float = DEFAULT_SHARD_GB,
 ) -> None:
     """Write tensors, config.json, generation_config.json and the modeling file.
@@ -42,12 +43,16 @@ def write_model(
         dtype: bf16 or fp32.
         end_id: token that ends documents; training pads with it too.
         max_length: tokens per sequence in training, if known.
+        random_left_padding: whether training put pads in front of documents, so that the model
+            may do so too and predict every token from the second on.
         max_shard_gb: largest file, in units of 10**9 bytes.
 
     Raises:
         ConversionError: the weights do not fit the model, or GPT-NeoX cannot express it.
     """
     config = _config(model, dtype=dtype, end_id=end_id, max_length=max_length)
+    if model.is_block and random_left_padding:
+        config.left_padding = model.block_length - 1
     official = to_official(weights, model)
     # Tied names must stay one tensor, so that it is stored once.
     cast = {id(tensor): tensor.to(DTYPES[dtype]) for tensor in official.values()}

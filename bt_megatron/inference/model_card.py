@@ -21,11 +21,13 @@ print(tokenizer.decode(output[0]))
 ```"""
 
 BLOCK_NOTES = """Prompts may have any length. They are padded inside the model so that they end with
-a whole block of {k} tokens; the result does not show it. In `model(input_ids).logits` the
-tokens of the first block have no prediction: those entries are zero. Pass
-`left_padding={pads}` to predict every token from the second on, which suits models that
-were trained with random left padding. The code is in `modeling_block_transformer.py`
-and needs torch and transformers only."""
+a whole block of {k} tokens; the result does not show it. `model(input_ids).logits` puts
+as many pads in front of the text as `left_padding` in `config.json` says. With
+`left_padding={pads}`, which suits models trained with random left padding, every token from
+the second on has a prediction. With 0, which suits others, the tokens of the first block
+have none: those entries are zero, a uniform distribution. Calls and `from_pretrained` take
+another value as an argument. The code is in `modeling_block_transformer.py` and needs torch
+and transformers only."""
 
 
 def model_card(

@@ -46,6 +46,7 @@ class BlockTransformerConfig(PretrainedConfig):
         block_decoder: dict[str, Any] | None = None,
         token_decoder: dict[str, Any] | None = None,
         init_std: float = 0.02,
+        left_padding: int = 0,
         official_generate_positions: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -59,6 +60,9 @@ class BlockTransformerConfig(PretrainedConfig):
             token_decoder: as block_decoder, with strategy (prefix, summation,
                 cross_attention) and prefix_length.
             init_std: standard deviation of new weights.
+            left_padding: pads that forward() puts in front unless it is told otherwise:
+                block_length - 1 if training put random numbers of pads in front of documents.
+                Every token from the second on then has a prediction.
             official_generate_positions: number positions in generation as the reference's
                 generate() does (all prefix vectors at 0), not as in training.
             **kwargs: what every transformers config takes, and pad_token_id: the id that
@@ -70,6 +74,7 @@ class BlockTransformerConfig(PretrainedConfig):
         self.block_decoder = block_decoder or {}
         self.token_decoder = token_decoder or {}
         self.init_std = init_std
+        self.left_padding = left_padding
         self.official_generate_positions = official_generate_positions
         self.pad_token_id = kwargs.pop("pad_token_id", 0)
         # The T5 token decoder has one table for input and output.
@@ -699,7 +704,7 @@ class BlockTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         *,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        left_padding: int = 0,
+        left_padding: int | None = None,
         past_key_values: BlockTransformerCache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
@@ -716,8 +721,9 @@ class BlockTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: [B, S], 0 for pads; with a cache [B, all tokens so far].
             labels: [B, S]; the logits of position i are compared with label i + 1. Labels of
                 -100 do not count.
-            left_padding: pads in front; block_length - 1 gives every token from the second on
-                a prediction (the reference's evaluation of models trained with padding).
+            left_padding: pads in front; None: the configuration's. block_length - 1 gives every
+                token from the second on a prediction (the reference's evaluation of models
+                trained with padding).
             past_key_values: state of earlier calls; input_ids are the tokens after it.
             use_cache: go on from and return a state; only the last token's logits are computed.
             logits_to_keep: compute the logits of this many last tokens only; 0: of all.
@@ -728,6 +734,7 @@ class BlockTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask = mask[:, -input_ids.shape[1] :].bool()
+        left_padding = self.config.left_padding if left_padding is None else left_padding
         cache, loss = None, None
         if use_cache:
             cache = past_key_values

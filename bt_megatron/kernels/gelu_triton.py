@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernels of GELU(x + b): the gradient of b is summed while that of x is written.
 
-A program owns some columns of every n-th group of rows, whose sums it keeps in registers. They are
-written once a program and added up in the order of the programs, so that every run gives the same
-bits. All is computed in float32.
+Forward a program has one group of rows. Backward it owns some columns of every n-th group, whose
+sums it keeps in registers. They are written once a program and added up in the order of the
+programs, so that every run gives the same bits. All is computed in float32.
 
     forward    y = u * cdf(u), u = x + b, cdf(u) = (1 + erf(u / sqrt(2))) / 2
     backward   dx = dy * (cdf(u) + u * pdf(u)), pdf(u) = exp(-u^2 / 2) / sqrt(2 pi)
@@ -35,7 +35,7 @@ PDF_AT_ZERO = tl.constexpr(0.3989422804014327)
 @triton.jit
 def _columns(bias, width, block: tl.constexpr):
     """Return this program's columns, which of them exist, and their biases."""
-    column = tl.program_id(0) * block + tl.arange(0, block)
+    column = tl.program_id(1) * block + tl.arange(0, block)
     inside = column < width
     return column, inside, tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
 
@@ -50,14 +50,13 @@ def _place(first, column, inside, size, height: tl.constexpr):
 
 @triton.jit
 def forward_kernel(x, bias, out, size, height: tl.constexpr, block: tl.constexpr):
-    """Write the activations of every n-th group of rows."""
+    """Write the activations of a group of rows."""
     rows, width = size
     column, inside, shift = _columns(bias, width, block)
-    for first in tl.range(tl.program_id(1) * height, rows, tl.num_programs(1) * height):
-        place, there = _place(first, column, inside, size, height)
-        u = tl.load(x + place, mask=there, other=0.0).to(tl.float32) + shift
-        value = u * (0.5 + 0.5 * tl.erf(u * SQRT_HALF))
-        tl.store(out + place, value.to(out.dtype.element_ty), mask=there)
+    place, there = _place(tl.program_id(0) * height, column, inside, size, height)
+    u = tl.load(x + place, mask=there, other=0.0).to(tl.float32) + shift
+    value = u * (0.5 + 0.5 * tl.erf(u * SQRT_HALF))
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -66,7 +65,7 @@ def backward_kernel(gradient, x, bias, out, sums, size, height: tl.constexpr, bl
     rows, width = size
     column, inside, shift = _columns(bias, width, block)
     total = tl.zeros((block,), tl.float32)
-    for first in tl.range(tl.program_id(1) * height, rows, tl.num_programs(1) * height):
+    for first in tl.range(tl.program_id(0) * height, rows, tl.num_programs(0) * height):
         place, there = _place(first, column, inside, size, height)
         upstream = tl.load(gradient + place, mask=there, other=0.0).to(tl.float32)
         u = tl.load(x + place, mask=there, other=0.0).to(tl.float32) + shift
@@ -74,7 +73,7 @@ def backward_kernel(gradient, x, bias, out, sums, size, height: tl.constexpr, bl
         value = upstream * (0.5 + 0.5 * tl.erf(u * SQRT_HALF) + u * density)
         total += tl.sum(value, axis=0)
         tl.store(out + place, value.to(out.dtype.element_ty), mask=there)
-    tl.store(sums + tl.program_id(1) * width + column, total, mask=inside)
+    tl.store(sums + tl.program_id(0) * width + column, total, mask=inside)
 
 
 def activate(x: Tensor, bias: Tensor) -> Tensor:
@@ -91,8 +90,9 @@ def activate(x: Tensor, bias: Tensor) -> Tensor:
     """
     _check(x, bias)
     out = torch.empty_like(x)
-    tile, grid = _tile(x)
-    forward_kernel[grid](x, bias, out, _size(x), **tile)
+    tile, across = _tile(x)
+    rows, _ = size = _size(x)
+    forward_kernel[triton.cdiv(rows, ROWS), across](x, bias, out, size, **tile)
     return out
 
 
@@ -110,9 +110,12 @@ def activate_backward(gradient: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor
     Comm: none.
     """
     gradient, out = gradient.contiguous(), torch.empty_like(x)
-    tile, grid = _tile(x)
-    sums = x.new_empty(grid[1], x.shape[-1], dtype=torch.float32)
-    backward_kernel[grid](gradient, x, bias, out, sums, _size(x), **tile)
+    tile, across = _tile(x)
+    rows, width = size = _size(x)
+    resident = max(1, RESIDENT_WARPS // (tile["num_warps"] * across))
+    programs = max(1, min(triton.cdiv(rows, ROWS), resident))
+    sums = x.new_empty(programs, width, dtype=torch.float32)
+    backward_kernel[programs, across](gradient, x, bias, out, sums, size, **tile)
     return out, sums.sum(dim=0)
 
 
@@ -121,14 +124,12 @@ def _size(x: Tensor) -> tuple[int, int]:
     return x.numel() // x.shape[-1], x.shape[-1]
 
 
-def _tile(x: Tensor) -> tuple[dict[str, int], tuple[int, int]]:
-    """Return how the kernels are compiled, and how many programs share columns and rows."""
-    rows, width = _size(x)
+def _tile(x: Tensor) -> tuple[dict[str, int], int]:
+    """Return how the kernels are compiled, and how many programs share the columns."""
+    width = x.shape[-1]
     block = min(triton.next_power_of_2(width), MAX_BLOCK)
     warps = max(block // VALUES_PER_WARP, 1)
-    across = triton.cdiv(width, block)
-    down = min(triton.cdiv(rows, ROWS), RESIDENT_WARPS // (warps * across))
-    return {"height": ROWS, "block": block, "num_warps": warps}, (across, max(down, 1))
+    return {"height": ROWS, "block": block, "num_warps": warps}, triton.cdiv(width, block)
 
 
 def _check(x: Tensor, bias: Tensor) -> None:

@@ -91,6 +91,15 @@ def put_scales(module: Any, scales: Scales, config: TransformerConfig) -> None:
         module.reset_fp8_meta_tensors(scales)
 
 
+def free_copies(stage: MegatronModule) -> None:
+    """Give back the memory of the weights' copies in FP8; the next pass makes new ones.
+
+    Comm: none.
+    """
+    for _, module in scaled_modules(stage):
+        module._fp8_workspaces.clear()
+
+
 def forget_models() -> None:
     """Make room for another model in this process.
 

@@ -149,17 +149,19 @@ def test_head_embeddings_and_expansion_stay_in_bf16(one_process: None) -> None:
     from tools.layout_run import own_batches, training_step
 
     config = run_of(NOWHERE, NOWHERE, "current")
+
+    def copies(stage) -> set[str]:  # noqa: ANN001
+        parts = stage.named_modules()
+        return {name for name, part in parts if getattr(part, "_fp8_workspaces", None)}
+
     with training_step(config) as step:
         step.accumulate(own_batches(config, step=0))
-        (chunk,) = step.chunks
-        copies = {
-            name
-            for name, part in unwrap(chunk).named_modules()
-            if getattr(part, "_fp8_workspaces", None)
-        }
+        stage = unwrap(step.chunks[0])
+        found = copies(stage)
+    assert copies(stage) == set(), "their memory is given back"
     linear = ("self_attention.linear_qkv", "self_attention.linear_proj")
     linear += ("mlp.linear_fc1", "mlp.linear_fc2")
-    assert copies == {
+    assert found == {
         f"{stack}.layers.{layer}.{part}"
         for stack in ("block_decoder", "token_decoder")
         for layer in range(2)

@@ -23,6 +23,7 @@ ALLOWED = {
     "observe": {"errors", "config"},
     "checkpoint": {"errors", "config", "data", "model", "observe"},
     "inference": {"errors", "config", "checkpoint"},
+    "evaluation": {"errors", "config", "data", "observe"},
     "training": {
         *("errors", "versions", "config", "parallel", "data", "model", "observe", "checkpoint"),
         "faults",
@@ -35,9 +36,12 @@ NO_TORCH = (
     *("bt_megatron.data.manifest", "bt_megatron.checkpoint.manifest"),
     *("bt_megatron.checkpoint.folder", "bt_megatron.observe.plot", "data_prep.__main__"),
     *("slurm.__main__", "tools.demo", "tools.plot_loss", "tools.ngram_baseline"),
-    *("tools.compare_layouts", "tools.bench_scaling"),
+    *("tools.compare_layouts", "tools.bench_scaling", "tools.fetch_tasks"),
+    "bt_megatron.evaluation.likelihood",
 )
-NO_MEGATRON = ("bt_megatron.inference.modeling_block_transformer", "tools.generate")
+NO_MEGATRON = (
+    *("bt_megatron.inference.modeling_block_transformer", "tools.generate", "tools.evaluate"),
+)
 
 
 def imported_modules(path):

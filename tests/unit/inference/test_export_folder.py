@@ -40,6 +40,15 @@ def test_block_models(tmp_path, name):
     torch.testing.assert_close(logits, given["logits"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("random", "pads"), [(True, 3), (False, 0)])
+def test_models_trained_with_padding_are_told_to_pad(tmp_path, random, pads):
+    written(tmp_path, "lookup_prefix_b4_p2", random_left_padding=random)
+    load = AutoModelForCausalLM.from_pretrained
+    assert load(tmp_path / "model", trust_remote_code=True).config.left_padding == pads
+    changed = load(tmp_path / "model", trust_remote_code=True, left_padding=1)
+    assert changed.config.left_padding == 1
+
+
 @torch.no_grad()
 def test_vanilla_model_needs_no_code_of_ours(tmp_path):
     golden, folder, _ = written(tmp_path, "vanilla_neox")

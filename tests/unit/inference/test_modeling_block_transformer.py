@@ -303,6 +303,22 @@ def test_loss_counts_predicted_labels_only(make_model):
 
 
 @torch.no_grad()
+def test_padding_in_front_comes_from_the_configuration(make_model):
+    model = make_model()
+    ids = ids_of(2, 14)
+    asked = model(ids, labels=ids, left_padding=3)
+    plain = model(ids, labels=ids)
+    model.config.left_padding = 3
+    default = model(ids, labels=ids)
+    assert torch.equal(default.logits, asked.logits)
+    assert torch.equal(default.loss, asked.loss)
+    assert torch.equal(model(ids, labels=ids, left_padding=0).logits, plain.logits)
+    cached = model(ids, use_cache=True)
+    assert_close(cached.logits[:, -1], default.logits[:, -1])
+    assert not torch.equal(default.logits, plain.logits)
+
+
+@torch.no_grad()
 def test_logits_to_keep(make_model):
     model = make_model()
     ids = ids_of(2, 14)

@@ -35,7 +35,7 @@ def source(tmp_path):
     golden = load_golden("lookup_prefix_b4_p2")
     folder = tmp_path / "weights"
     tokenizer = write_small_tokenizer(tmp_path / "tokenizer.json")
-    info = {"step": 40, "run": "small", "eos_id": 0, "seq_length": 256}
+    info = {"step": 40, "run": "small", "eos_id": 0, "seq_length": 256, "random_left_padding": True}
     weights = from_official(golden.state, golden.model)
     write_weights(folder, weights, golden.model, info=info, tokenizer=tokenizer)
     return folder
@@ -63,12 +63,15 @@ def test_what_is_in_the_folder(tmp_path, source):
         "generation_config.json",
         "model.safetensors",
         "modeling_block_transformer.py",
+        "source.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }
     assert "| step | 40 |" in (out / "README.md").read_text()
+    assert json.loads((out / "source.json").read_text()) == {"run": "small", "step": 40}
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 256
+    assert json.loads((out / "config.json").read_text())["left_padding"] == 3
     assert stages[-1] == "comparing with the trainer's model"
 
 
