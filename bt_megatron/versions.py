@@ -6,7 +6,10 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "tokenizers", "numpy")
+PACKAGES = (
+    *("torch", "megatron-core", "transformer-engine", "transformers", "tokenizers", "numpy"),
+    "nvidia-dali-cuda130",
+)
 
 
 def read_versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from bt_megatron.errors import BtError, DataError
 from data_prep.folder_commands import add_folder_commands
 from data_prep.report import say
+from data_prep.run_commands import add_run_commands
 from data_prep.tokenize import TokenizeOptions, tokenize
 from data_prep.tokenizer import AUTOMATIC, DEFAULT_EOS, ENGINES
 from data_prep.train_tokenizer import train_tokenizer
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tokenize(commands)
     _add_train_tokenizer(commands)
     add_folder_commands(commands)
+    add_run_commands(commands)
     return parser
 
 

@@ -85,7 +85,7 @@ class _Texts:
             log = ProblemLog(path.name, strict=self._strict)
             with RawInput(path) as raw:
                 for document in read_documents(raw, log):
-                    self.count += 1
+                    self.count += not document.more
                     progress.advance_to(done + raw.bytes_read, f"{self.count:,} texts")
                     yield document.text
                 done += raw.bytes_read

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from bt_megatron.checkpoint.folder import complete_checkpoints
 from bt_megatron.checkpoint.manifest import MANIFEST, read_manifest
+from bt_megatron.checkpoint.resume import compare_for_resume, require_resumable
 from bt_megatron.config.load import from_mapping, load_run
-from bt_megatron.config.resume import compare_for_resume, require_resumable
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.data.manifest import FILE_NAME, load_manifest, sha256_of
 from bt_megatron.errors import BtError
@@ -67,6 +67,7 @@ def plan_steps(config: RunConfig, *, settings: Sequence[str], processes: int) ->
         settings: `a.b=c` to pass on.
         processes: that train.
     """
+    assert config.data.path is not None, "the demo has one data folder"
     folder, data = RunFolder.of(config), Path(config.data.path)
     tokenizer, export = data / "tokenizer.json", folder.path / "export"
     run = [CONFIG, *(word for setting in settings for word in ("--set", setting))]

@@ -83,7 +83,14 @@ def plan_parts(folder: Path, model: ExportedModel, arguments: argparse.Namespace
         return parts
     run = run_of(folder)
     config = None if run is None else load_run([str(run.config)], []).config.data
-    data = arguments.held_out or (None if config is None else Path(config.path))
+    data = arguments.held_out
+    if data is None and config is not None:
+        if config.path is None:
+            raise ConfigError(
+                f"{folder}: its run mixes {len(config.mixture)} data folders "
+                f"({', '.join(config.mixture)}). Pass --held-out with one of them."
+            )
+        data = Path(config.path)
     if data is None or (config is None and not arguments.all_documents):
         raise ConfigError(
             f"{folder}: not in the folder of a run, so its held-out documents are not known. Pass "

@@ -103,7 +103,8 @@ def _read_labels(folder: Path, sources: Sequence[Path]) -> dict[str, list[str]]:
     labels = {}
     for source in sources:
         with RawInput(source) as raw:
-            found = [document.subset for document in read_documents(raw, ProblemLog(source.name))]
+            documents = read_documents(raw, ProblemLog(source.name))
+            found = [document.subset for document in documents if not document.more]
             name = shards.get(raw.sha256)
         if name is None:
             raise DataError(

@@ -19,7 +19,6 @@ from bt_megatron.checkpoint.state import unwrap
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.stages import resolve_stages
 from bt_megatron.data.batches import MicroBatch, build_micro_batch
-from bt_megatron.data.packing import Sample
 from bt_megatron.model.fp8 import forget_models, free_copies
 from bt_megatron.model.initialize import initialize_weights
 from bt_megatron.model.layer_library import choose_layers
@@ -130,22 +129,21 @@ def own_batches(config: RunConfig, *, step: int) -> list[MicroBatch]:
     )
     together = config.batch.micro_batch_size * size
     first = step * config.batch.global_batch_size
-    return [
-        build_micro_batch(
-            [
-                random_sample(config, position=first + start + index)
-                for index in range(config.batch.micro_batch_size)
-            ],
-            target_shift=config.model.target_shift,
-        )
-        for start in range(
-            rank * config.batch.micro_batch_size, config.batch.global_batch_size, together
-        )
-    ]
+    batches = []
+    for start in range(
+        rank * config.batch.micro_batch_size, config.batch.global_batch_size, together
+    ):
+        samples = [
+            random_sample(config, position=first + start + index)
+            for index in range(config.batch.micro_batch_size)
+        ]
+        tokens, masks = (torch.stack(part) for part in zip(*samples, strict=True))  # [b, s]
+        batches.append(build_micro_batch(tokens, masks, target_shift=config.model.target_shift))
+    return batches
 
 
-def random_sample(config: RunConfig, *, position: int) -> Sample:
-    """Return one sequence of random tokens, between a quarter and all of it real.
+def random_sample(config: RunConfig, *, position: int) -> tuple[Tensor, Tensor]:
+    """Return tokens and mask [s] of one sequence, between a quarter and all of it real.
 
     The first block has pads in front, as data with random left padding.
     """
@@ -155,7 +153,7 @@ def random_sample(config: RunConfig, *, position: int) -> Sample:
     end = int(torch.randint(length // 4, length + 1, (), generator=draw))
     start = int(torch.randint(config.model.target_shift, (), generator=draw))
     mask = (torch.arange(length) >= start) & (torch.arange(length) < end)
-    return Sample(tokens.numpy(), mask.numpy())
+    return tokens, mask
 
 
 def own_gradients(

@@ -29,9 +29,9 @@ from bt_megatron.config.arguments import add_run_arguments
 from bt_megatron.config.load import load_run
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.data.corpus import TokenCorpus
-from bt_megatron.data.dataset import PackedDataset
+from bt_megatron.data.dataset import PackedDataset, documents_of_side
 from bt_megatron.data.packing import Sample
-from bt_megatron.data.split import documents_of_split
+from bt_megatron.data.sources import open_sources
 from bt_megatron.data.token_bytes import token_byte_lengths
 from bt_megatron.errors import BtError, DataError
 from bt_megatron.observe.atomic_file import write_atomically
@@ -73,12 +73,13 @@ def measure_baselines(
         DataError: the data cannot be read, does not fit the model, or has fewer than two
             training documents.
     """
-    corpus = TokenCorpus.open(config.data.path)
-    if corpus.vocab_size > config.model.vocab_size:
+    if config.data.path is None:
         raise DataError(
-            f"{config.data.path}: ids go up to {corpus.vocab_size - 1}, but model.vocab_size is "
-            f"{config.model.vocab_size}. Set model.vocab_size to {corpus.vocab_size} or more."
+            f"data.mixture: {len(config.data.mixture)} data folders, and counts are of one. Use "
+            "files with one of them as data.path."
         )
+    (source,) = open_sources(config)
+    corpus = source.corpus
     block_length = config.model.block_length if config.model.is_block else 1
     validation = PackedDataset(
         corpus, config=config.data, block_length=block_length, split="validation"
@@ -104,12 +105,7 @@ def choose_documents(corpus: TokenCorpus, config: RunConfig, *, max_tokens: int)
     Raises:
         DataError: there are fewer than two.
     """
-    documents = documents_of_split(
-        corpus.num_documents,
-        split="train",
-        fraction=config.data.validation_fraction,
-        seed=config.data.seed,
-    )
+    documents = documents_of_side(corpus, split="train", config=config.data)
     tokens = int(corpus.lengths[documents].sum(dtype=np.int64)) + len(documents)
     chosen = documents[:: max(1, math.ceil(tokens / max_tokens))]
     if len(chosen) < 2:

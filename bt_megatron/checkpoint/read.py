@@ -15,6 +15,7 @@ from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from bt_megatron.checkpoint.manifest import find_damage, read_manifest
+from bt_megatron.config.banner import data_sources
 from bt_megatron.config.load import from_mapping
 from bt_megatron.config.schema import ModelConfig, RunConfig
 from bt_megatron.errors import CheckpointError
@@ -52,7 +53,7 @@ def read_checkpoint_weights(
         "step": manifest.step,
         "tokens": manifest.tokens,
         "versions": manifest.versions,
-        "data": config.data.path,
+        "data": data_sources(config.data),
         "seq_length": config.data.seq_length,
         "random_left_padding": config.data.random_left_padding,
     }

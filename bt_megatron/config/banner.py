@@ -5,7 +5,7 @@ from bt_megatron.config import flops
 from bt_megatron.config.devices import Fit
 from bt_megatron.config.memory import MemoryEstimate
 from bt_megatron.config.plan import Plan
-from bt_megatron.config.schema import ModelConfig, RunConfig
+from bt_megatron.config.schema import DataConfig, ModelConfig, RunConfig
 
 GIB = 2**30
 """Bytes."""
@@ -39,9 +39,21 @@ def plan_lines(plan: Plan, config: RunConfig) -> list[str]:
             f"{plan.training_flops:.3g} in all"
         ),
         "memory": _memory(plan, config),
-        "data": config.data.path,
+        "data": data_sources(config.data),
     }
     return [f"{topic:<11}{facts}" for topic, facts in topics.items()]
+
+
+def data_sources(data: DataConfig) -> str:
+    """Name the data folder of a run, or those that it mixes with their shares."""
+    if data.path is not None:
+        return data.path
+    total = sum(subset.weight for subset in data.mixture.values())
+    parts = []
+    for name, subset in data.mixture.items():
+        limit = f", at most {subset.max_epochs:g} epochs" if subset.max_epochs else ""
+        parts.append(f"{name} {subset.weight / total:.1%}{limit}")
+    return "; ".join(parts)
 
 
 def device_line(fit: Fit, config: RunConfig) -> str:

@@ -6,6 +6,7 @@ all problems of a configuration are reported together.
 """
 
 import math
+import re
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -13,6 +14,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bt_megatron.config.source import Section, Value
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 _NAMES = {
     str: "text",
@@ -79,11 +82,29 @@ class Conversion:
             return None
         if is_dataclass(inner) and isinstance(entry, Section):
             return self.build(inner, entry, f"{key}.")  # type: ignore[arg-type]
+        if get_origin(inner) is dict and isinstance(entry, Section):
+            return self._named(get_args(inner)[1], entry, key)
         return self._scalar(inner, entry, key)
+
+    def _named(self, hint: Any, section: Section, key: str) -> dict[str, Any]:
+        """Convert values by names that the user chose."""
+        for name, entry in section.entries.items():
+            if not _NAME.fullmatch(name):
+                self.problems.append(
+                    f"{entry.where}: {key}: got the name {name!r}, expected letters, digits, '_' "
+                    "and '-'."
+                )
+        if not section.entries:
+            self.provenance[key] = section.where
+        return {
+            name: self._field(hint, entry, f"{key}.{name}")
+            for name, entry in section.entries.items()
+        }
 
     def _scalar(self, wanted: Any, entry: Section | Value, key: str) -> Any:
         """Convert a number, a flag, a text or a choice."""
         value = entry.value if isinstance(entry, Value) else dict(entry.entries)
+        wanted = get_origin(wanted) if get_origin(wanted) is dict else wanted
         self.provenance[key] = entry.where
         try:
             return convert_scalar(wanted, value)

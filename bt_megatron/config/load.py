@@ -103,7 +103,7 @@ def dotted_values(config: Any) -> dict[str, Any]:
 
     def walk(mapping: Mapping[str, Any], prefix: str) -> None:
         for key, value in mapping.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and value:
                 walk(value, f"{prefix}{key}.")
             else:
                 flat[prefix + key] = value

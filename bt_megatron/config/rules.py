@@ -3,10 +3,12 @@
 
 A rule is a function (config, world_size) -> message or None, named after what must
 hold. Where the rules are written: `value_rules.py` (one key at a time),
-`model_rules.py`, `layout_rules.py`, `memory_rules.py`, `fp8_rules.py`, `graph_rules.py`.
+`data_rules.py`, `model_rules.py`, `layout_rules.py`, `memory_rules.py`, `fp8_rules.py`,
+`graph_rules.py`.
 """
 
 from bt_megatron.config import (
+    data_rules,
     fp8_rules,
     graph_rules,
     layout_rules,
@@ -78,6 +80,9 @@ RULES: tuple[Rule, ...] = (
     value_rules.warmup_ends_before_the_decay,
     value_rules.log_warmup_has_two_steps,
     value_rules.kept_checkpoints_are_written,
+    data_rules.data_come_from_one_place,
+    data_rules.mixture_weights_are_positive,
+    data_rules.rows_are_not_padded,
     *RELATIONS,
 )
 """Every rule, in the order of the report."""

@@ -123,11 +123,43 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SubsetConfig:
+    """One of the data folders that a run mixes."""
+
+    path: str
+    """Folder with token shards, as data.path."""
+    weight: float
+    """Its share of the tokens, relative to the other weights."""
+    max_epochs: float | None = None
+    """How often its samples are read at most; then the others share what it had. None: no limit."""
+    drop: str | None = None
+    """List of documents to leave out, as data.drop."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Which tokens are read and how they are packed into samples."""
 
-    path: str
-    """Folder with token shards and manifest.json, made by `python -m data_prep tokenize`."""
+    path: str | None = None
+    """Folder with token shards: with the manifest.json of `python -m data_prep tokenize`, or with
+    published .bin and .idx files, which need data.tokenizer. None: those of data.mixture."""
+    mixture: dict[str, SubsetConfig] = field(default_factory=dict)
+    """Several data folders by name, instead of data.path."""
+    tokenizer: str | None = None
+    """tokenizer.json that made the ids of folders without a manifest.json."""
+    eos_token: str = "<|endoftext|>"
+    """Token of data.tokenizer that ends a document."""
+    drop: str | None = None
+    """List of documents to leave out (`python -m data_prep deduplicate`)."""
+    packing: Literal["documents", "rows"] = "documents"
+    """documents: packed into samples here; rows: each document is one sample, packed before (the
+    preshuffled sets of Pythia)."""
+    order: Literal["shuffled", "stored"] = "shuffled"
+    """shuffled: another permutation of the samples each epoch; stored: as they lie on disk."""
+    index_dir: str | None = None
+    """Where `python -m data_prep index` saves; none: `packed` in each data folder."""
+    loader: Literal["memmap", "dali"] = "memmap"
+    """What reads ahead: a thread, or NVIDIA DALI (gpu extra). Both give the same batches."""
     seq_length: int = 2048
     """Tokens per sample; a whole number of blocks."""
     random_left_padding: bool = True

@@ -40,8 +40,10 @@ def _write(
     """Append (text, origin) for each key below prefix."""
     indent = "  " * prefix.count(".")
     for key, value in mapping.items():
-        if isinstance(value, dict):
-            lines.append((f"{indent}{key}:", ""))
+        if isinstance(value, dict) and value:
+            lines.append((f"{indent}{scalar_text(key)}:", ""))
             _write(value, f"{prefix}{key}.", origins, lines)
         else:
-            lines.append((f"{indent}{key}: {scalar_text(value)}", origins.get(prefix + key, "")))
+            lines.append(
+                (f"{indent}{scalar_text(key)}: {scalar_text(value)}", origins.get(prefix + key, ""))
+            )

@@ -5,16 +5,18 @@ Axes are [b, s] here, the order in which samples are read; the model turns
 them into Megatron's [s, b]. Nothing in this file draws random numbers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bt_megatron.config.schema import BatchConfig
-from bt_megatron.data.dataset import PackedDataset
-from bt_megatron.data.order import sample_of_position
+from bt_megatron.data.interleave import Located
+from bt_megatron.data.mixture import Drawn, Mixture
 from bt_megatron.data.packing import Sample
 from bt_megatron.errors import LayoutError
 
@@ -57,14 +59,15 @@ class MicroBatch:
 _AXES = fields(MicroBatch)
 
 
-def build_micro_batch(samples: Sequence[Sample], *, target_shift: int) -> MicroBatch:
-    """Stack samples and line up each slot with the token it predicts.
+def build_micro_batch(tokens: Tensor, mask: Tensor, *, target_shift: int) -> MicroBatch:
+    """Line up each slot with the token it predicts.
 
     The last `target_shift` slots predict tokens of the next sample, which no
     slot here can see: they count for nothing, and neither do pads. An EOS does.
 
     Args:
-        samples: b samples of s tokens.
+        tokens: [b, s] int64 ids.
+        mask: [b, s] bool, false on pads.
         target_shift: how many tokens ahead a slot predicts: the block length
             of a block model (so the first block is never a target), 1 for a
             vanilla model.
@@ -72,12 +75,24 @@ def build_micro_batch(samples: Sequence[Sample], *, target_shift: int) -> MicroB
     Returns:
         The micro-batch, [b, s].
     """
-    tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))  # [b, s]
-    mask = torch.from_numpy(np.stack([sample.mask for sample in samples]))  # [b, s]
-    targets, target_mask = torch.zeros_like(tokens), torch.zeros_like(mask)
+    targets, target_mask = torch.empty_like(tokens), torch.empty_like(mask)
     targets[:, :-target_shift] = tokens[:, target_shift:]
     target_mask[:, :-target_shift] = mask[:, target_shift:]
+    targets[:, -target_shift:] = 0
+    target_mask[:, -target_shift:] = False
     return MicroBatch(tokens, mask, targets, target_mask)
+
+
+class SampleSource(Protocol):
+    """What an evaluation reads: a dataset, or several interleaved."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample."""
+        ...
 
 
 class TrainingBatches:
@@ -89,9 +104,8 @@ class TrainingBatches:
 
     def __init__(
         self,
-        dataset: PackedDataset,
+        mixture: Mixture,
         *,
-        seed: int,
         batch: BatchConfig,
         dp_rank: int,
         dp_size: int,
@@ -100,8 +114,7 @@ class TrainingBatches:
         """Check that the ranks can share a step evenly.
 
         Args:
-            dataset: the training samples.
-            seed: seed of the sample order (data.seed).
+            mixture: the training samples.
             batch: sequences per step and per micro-batch.
             dp_rank: this data-parallel rank.
             dp_size: data-parallel ranks.
@@ -110,12 +123,11 @@ class TrainingBatches:
         Raises:
             LayoutError: a step is not a whole number of micro-batches on every rank.
         """
-        self._dataset = dataset
-        self._seed = seed
+        self.mixture = mixture
         self._batch = batch
         self._dp_rank = dp_rank
         self._dp_size = dp_size
-        self._target_shift = target_shift
+        self.target_shift = target_shift
         together = batch.micro_batch_size * dp_size
         if batch.global_batch_size % together:
             raise LayoutError(
@@ -135,21 +147,31 @@ class TrainingBatches:
         positions = start + np.arange(self._batch.global_batch_size, dtype=np.int64)
         return positions.reshape(-1, self._dp_size, size)[:, self._dp_rank]
 
-    def samples(self, step: int) -> np.ndarray:
-        """Return the sample indices that this rank reads in a step, [micro-batches, b]."""
-        return sample_of_position(
-            self.positions(step),
-            num_samples=len(self._dataset),
-            seed=self._seed,
-            fingerprint=self._dataset.fingerprint,
-        )
+    def samples(self, step: int) -> Located:
+        """Return subset and sample that this rank reads in a step, [micro-batches, b] each."""
+        return self.mixture.locate(self.positions(step))
+
+    def read(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Read the tokens and masks of a step, counted from 0: [micro-batches, b, s] each."""
+        located = self.samples(step)
+        shape = (*located.place.shape, self.mixture.sample_length)
+        tokens, mask = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.bool_)
+        for place in np.ndindex(located.place.shape):
+            dataset = self.mixture.subsets[located.source[place]].dataset
+            dataset.read_into(int(located.place[place]), tokens[place], mask[place])
+        return tokens, mask
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """Read the micro-batches of a step, counted from 0."""
+        tokens, mask = self.read(step)
         return [
-            build_micro_batch([self._dataset[int(i)] for i in row], target_shift=self._target_shift)
-            for row in self.samples(step)
+            build_micro_batch(t, m, target_shift=self.target_shift)
+            for t, m in zip(torch.from_numpy(tokens), torch.from_numpy(mask), strict=True)
         ]
+
+    def drawn(self, step: int) -> dict[str, Drawn]:
+        """Say what all ranks have read of each subset in the first `step` steps."""
+        return self.mixture.drawn(step * self._batch.global_batch_size)
 
 
 class ValidationBatches:
@@ -163,7 +185,7 @@ class ValidationBatches:
 
     def __init__(
         self,
-        dataset: PackedDataset,
+        dataset: SampleSource,
         *,
         max_sequences: int | None,
         micro_batch_size: int,
@@ -208,5 +230,7 @@ class ValidationBatches:
     def _micro_batch(self, indices: np.ndarray) -> MicroBatch:
         is_real = indices < self.num_sequences  # [b]
         samples = [self._dataset[int(i)] for i in np.where(is_real, indices, 0)]
-        batch = build_micro_batch(samples, target_shift=self._target_shift)
+        tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))  # [b, s]
+        mask = torch.from_numpy(np.stack([sample.mask for sample in samples]))  # [b, s]
+        batch = build_micro_batch(tokens, mask, target_shift=self._target_shift)
         return replace(batch, target_mask=batch.target_mask & torch.from_numpy(is_real)[:, None])

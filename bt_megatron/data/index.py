@@ -13,11 +13,13 @@ module and the trainer reads with it.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,13 +27,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bt_megatron.data.pieces import REMEDY, TokenPieces, bin_files, map_bytes, map_tokens
 from bt_megatron.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 
-# Codes 6 and 7 are floats, and Megatron-Core and GPT-NeoX disagree on which is which.
+# Codes 6 and 7 are floats, and Megatron-Core (6 is float64) and GPT-NeoX and Pythia (6 is float32)
+# disagree on which is which. No token is a float: both are refused. All others agree.
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("u1"),
     2: np.dtype("i1"),
@@ -40,6 +44,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
     5: np.dtype("<i8"),
     8: np.dtype("<u2"),
 }
+_FLOATS = " (floats: float64 and float32 in Megatron-Core, the other way round in GPT-NeoX)"
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 # Megatron-Core: DType.optimal_dtype.
@@ -187,30 +192,71 @@ def index_bytes(lengths: NDArray[np.int32], dtype: np.dtype[Any]) -> bytes:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ShardHeader:
+    """What the sizes of a shard's files and the start of its index say of it."""
+
+    prefix: Path
+    """Path without .bin or .idx."""
+    bin_paths: tuple[Path, ...]
+    """The .bin file, or its pieces in order."""
+    dtype: np.dtype[Any]
+    """Type of the ids."""
+    num_sequences: int
+    num_boundaries: int
+    """Documents plus one."""
+    num_tokens: int
+    """Ids in the .bin files."""
+    by_sequence: bool = False
+    """Each sequence counts as a document, whatever the boundaries say."""
+
+    @property
+    def num_documents(self) -> int:
+        """How many documents the shard holds."""
+        return self.num_sequences if self.by_sequence else self.num_boundaries - 1
+
+
+def read_shard_header(prefix: Path, *, by_sequence: bool = False) -> ShardHeader:
+    """Read what can be known of a shard without reading it, in O(1).
+
+    Raises:
+        DataError: a file is missing, or is no index, or is cut off.
+    """
+    bin_paths = bin_files(prefix)
+    index_path = shard_paths(prefix)[1]
+    dtype, n, d = _read_header(index_path, map_bytes(index_path))
+    num_tokens = sum(len(array) for array in map_tokens(bin_paths, dtype))
+    return ShardHeader(prefix, bin_paths, dtype, n, d, num_tokens, by_sequence)
+
+
 class TokenShard:
     """The documents of one shard, memory-mapped and checked on opening.
 
     A document may span several sequences, as long as the .bin file holds them
-    one after another. Pickles as its path, so that workers map it anew.
+    one after another; the .bin file may be cut into pieces (`pieces.py`).
+    Pickles as its path, so that workers map it anew.
 
     Args:
         prefix: path without .bin or .idx.
+        by_sequence: take each sequence for a document, and do not look at the boundaries.
 
     Raises:
         DataError: a file is missing, is no index, or the two do not fit together.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, *, by_sequence: bool = False) -> None:
         self.prefix = Path(prefix)
-        self._bin_path, self._idx_path = shard_paths(self.prefix)
-        index = _map_bytes(self._idx_path)
+        self._by_sequence = by_sequence
+        self._idx_path = shard_paths(self.prefix)[1]
+        index = map_bytes(self._idx_path)
         self.dtype, n, d = _read_header(self._idx_path, index)
         at = _HEADER.size
         lengths = np.frombuffer(index, "<i4", n, at)
         offsets = np.frombuffer(index, "<i8", n, at + 4 * n)
         boundaries = np.frombuffer(index, "<i8", d, at + 12 * n)
         self.num_tokens = self._check_sequences(lengths, offsets)
-        self._check_boundaries(boundaries, n)
+        if not by_sequence:
+            self._check_boundaries(boundaries, n)
         self._tokens = self._map_tokens()
         self._starts, self._lengths = self._documents(lengths, offsets, boundaries)
 
@@ -225,8 +271,16 @@ class TokenShard:
         return self._lengths
 
     @property
-    def tokens(self) -> NDArray[Any]:
-        """[num_tokens] ids of all documents back to back, read-only."""
+    def starts(self) -> NDArray[np.int64]:
+        """[num_documents] bytes from the start of the .bin file to each document, read-only."""
+        return self._starts
+
+    @property
+    def tokens(self) -> Any:
+        """[num_tokens] ids of all documents back to back, read-only.
+
+        A NumPy array, or `TokenPieces` if the .bin file is cut into pieces.
+        """
         return self._tokens
 
     def document(self, i: int) -> NDArray[Any]:
@@ -234,8 +288,8 @@ class TokenShard:
         start = int(self._starts[i]) // self.dtype.itemsize
         return self._tokens[start : start + int(self._lengths[i])]
 
-    def __reduce__(self) -> tuple[type["TokenShard"], tuple[Path]]:
-        return TokenShard, (self.prefix,)
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return functools.partial(TokenShard, by_sequence=self._by_sequence), (self.prefix,)
 
     def _check_sequences(self, lengths: NDArray[np.int32], offsets: NDArray[np.int64]) -> int:
         """Check that sequences fill the .bin file without gaps; return the tokens in it."""
@@ -264,7 +318,7 @@ class TokenShard:
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Return byte offsets and lengths by document; views if one is one sequence."""
         n = len(lengths)
-        if np.array_equal(boundaries, np.arange(n + 1)):
+        if self._by_sequence or np.array_equal(boundaries, np.arange(n + 1)):
             return offsets, lengths
         starts = np.append(offsets, self.num_tokens * self.dtype.itemsize)[boundaries]
         sizes = np.diff(starts) // self.dtype.itemsize
@@ -272,21 +326,21 @@ class TokenShard:
             self._damaged(f"a document has {sizes.max()} tokens, more than {_MAX_DOCUMENT_TOKENS}")
         return starts[:-1], sizes.astype(np.int32)
 
-    def _map_tokens(self) -> NDArray[Any]:
-        data = _map_bytes(self._bin_path)
+    def _map_tokens(self) -> Any:
+        paths = bin_files(self.prefix)
+        size = sum(len(map_bytes(path)) for path in paths)
         expected = self.num_tokens * self.dtype.itemsize
-        if len(data) != expected:
+        if size != expected:
+            name = paths[0] if len(paths) == 1 else f"{self.prefix}-*.bin"
             raise DataError(
-                f"{self._bin_path} - has {len(data)} bytes, but {self._idx_path.name} speaks of "
-                f"{self.num_tokens} tokens of {self.dtype}, {expected} bytes - {_REMEDY}"
+                f"{name} - has {size} bytes, but {self._idx_path.name} speaks of "
+                f"{self.num_tokens} tokens of {self.dtype}, {expected} bytes - {REMEDY}"
             )
-        return data.view(self.dtype)
+        arrays = map_tokens(paths, self.dtype)
+        return arrays[0] if len(arrays) == 1 else TokenPieces(arrays)
 
     def _damaged(self, what: str) -> None:
-        raise DataError(f"{self._idx_path} - {what} - {_REMEDY}")
-
-
-_REMEDY = "copy the shard again, or make it again with `python -m data_prep tokenize`"
+        raise DataError(f"{self._idx_path} - {what} - {REMEDY}")
 
 
 def _temporary(path: Path) -> Path:
@@ -308,34 +362,27 @@ def _flush_to_disk(stream: Any) -> None:
     stream.close()
 
 
-def _map_bytes(path: Path) -> NDArray[np.uint8]:
-    """Map a file read-only; an empty file, which cannot be mapped, gives an empty array."""
-    try:
-        if path.stat().st_size == 0:
-            return np.zeros(0, dtype=np.uint8)
-        return np.asarray(np.memmap(path, mode="r", dtype=np.uint8))
-    except OSError as error:
-        raise DataError(f"{path} - cannot be read: {error.strerror} - {_REMEDY}") from error
-
-
 def _read_header(path: Path, index: NDArray[np.uint8]) -> tuple[np.dtype[Any], int, int]:
     """Check the fixed part of an index; return dtype, sequences, document boundaries."""
     if len(index) < _HEADER.size or index[: len(MAGIC)].tobytes() != MAGIC:
         raise DataError(
             f"{path} - starts with {index[: len(MAGIC)].tobytes()!r} instead of {MAGIC!r}, so it "
-            f"is no index of Megatron's IndexedDataset - {_REMEDY}"
+            f"is no index of Megatron's IndexedDataset - {REMEDY}"
         )
     _, version, code, n, d = _HEADER.unpack(index[: _HEADER.size].tobytes())
     if version != VERSION:
-        raise DataError(f"{path} - has version {version}, expected {VERSION} - {_REMEDY}")
+        raise DataError(f"{path} - has version {version}, expected {VERSION} - {REMEDY}")
     if code not in DTYPES:
         raise DataError(
-            f"{path} - has dtype code {code}, expected one of {sorted(DTYPES)} - tokenize again"
+            f"{path} - has dtype code {code}{_FLOATS if code in (6, 7) else ''}, expected one of "
+            f"{sorted(DTYPES)} - tokenize again"
         )
+    if d == 0:
+        raise DataError(f"{path} - its document boundaries are absent - {REMEDY}")
     expected = _HEADER.size + 12 * n + 8 * d
     if len(index) != expected:
         raise DataError(
             f"{path} - has {len(index)} bytes, but {n} sequences and {d} document boundaries take "
-            f"{expected} - {_REMEDY}"
+            f"{expected} - {REMEDY}"
         )
     return DTYPES[code], n, d

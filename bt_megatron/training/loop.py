@@ -88,7 +88,7 @@ def _log(run: Run, result: StepResult) -> None:
         skipped_steps=run.guard.skipped_here,
     )
     if run.reporter is not None:
-        run.reporter.step(record)
+        run.reporter.step(record, drawn=run.data.training.drawn(run.step))
 
 
 def _evaluate(run: Run) -> bool:

@@ -2,11 +2,13 @@
 """Where a run reports to: console, metrics.jsonl, events.jsonl, MLflow. Rank 0 only."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from bt_megatron.checkpoint.writer import Saved
 from bt_megatron.config.plan import Plan
 from bt_megatron.config.schema import RunConfig
+from bt_megatron.data.mixture import Drawn
 from bt_megatron.errors import DataError
 from bt_megatron.observe.console import Console
 from bt_megatron.observe.environment import describe_attempt
@@ -20,6 +22,15 @@ from bt_megatron.observe.system import SystemSampler
 
 MLFLOW_CLOSE_S = 60.0
 """How long the end of a run waits for MLflow."""
+
+
+def drawn_metrics(drawn: Mapping[str, Drawn]) -> dict[str, float]:
+    """Name what has been read of each subset: data/<name>/tokens, epochs and share."""
+    return {
+        f"data/{name}/{key}": getattr(amount, key)
+        for name, amount in drawn.items()
+        for key in ("tokens", "epochs", "share")
+    }
 
 
 class Reporter:
@@ -55,10 +66,16 @@ class Reporter:
         """Report the first step of this process: up to here it was starting."""
         self._events.write("first_step", step=step)
 
-    def step(self, record: StepRecord) -> None:
-        """Report a logged step."""
+    def step(self, record: StepRecord, *, drawn: Mapping[str, Drawn]) -> None:
+        """Report a logged step.
+
+        Args:
+            record: what it measured.
+            drawn: what has been read of each subset of the data.
+        """
         self._console.step(record)
-        self._metrics.write(record, extra=self._sampler.latest() if self._sampler else None)
+        extra = self._sampler.latest() if self._sampler else {}
+        self._metrics.write(record, extra=extra | drawn_metrics(drawn))
 
     def evaluation(self, record: EvaluationRecord, *, seconds: float) -> None:
         """Report an evaluation and how long it took."""

@@ -18,7 +18,7 @@ from bt_megatron.config.plan import Plan, plan_mapping
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.config.show import resolved_yaml
 from bt_megatron.config.stages import resolve_stages
-from bt_megatron.data.device_copy import Sender, SentBatches
+from bt_megatron.data.device_copy import SentBatches
 from bt_megatron.data.prefetch import PrefetchedBatches
 from bt_megatron.faults.agreement import require_same
 from bt_megatron.faults.watch import Watch
@@ -31,7 +31,7 @@ from bt_megatron.observe.environment import describe_environment
 from bt_megatron.observe.run_folder import RunFolder
 from bt_megatron.parallel.groups import build_groups, start_processes
 from bt_megatron.training.chunk import build_chunks, build_optimizer, gathered_weights
-from bt_megatron.training.datasets import RunData, open_data
+from bt_megatron.training.datasets import RunData, open_data, step_reader
 from bt_megatron.training.evaluate import Evaluation
 from bt_megatron.training.guard import BatchGuard
 from bt_megatron.training.meter import Meter
@@ -157,6 +157,8 @@ def build_run(
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
     )
+    for note in data.notes:
+        console.note(note)
     found = find_start(folder.checkpoints, config, console, allow=resume_allow)
     stages = resolve_stages(config)
     chunks = build_chunks(config, stages, layers=layers.library)
@@ -176,7 +178,9 @@ def build_run(
         folder=folder,
         step=step,
         data=data,
-        batches=_read_ahead(data, first_step=step),
+        batches=PrefetchedBatches(
+            step_reader(config, data.training, first_step=step), first_step=step
+        ),
         training=training,
         evaluation=Evaluation(data.validation, training, data.byte_lengths),
         checkpoints=CheckpointWriter(
@@ -188,13 +192,6 @@ def build_run(
         watch=watch,
         reporter=reporter,
         owes_evaluation=owes_evaluation(folder.metrics, config, step=step),
-    )
-
-
-def _read_ahead(data: RunData, *, first_step: int) -> PrefetchedBatches[SentBatches]:
-    sender = Sender()
-    return PrefetchedBatches(
-        lambda step: sender.send(data.training.micro_batches(step)), first_step=first_step
     )
 
 

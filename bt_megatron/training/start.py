@@ -10,11 +10,11 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from bt_megatron.checkpoint.restore import Found, find_newest_whole, load_checkpoint
+from bt_megatron.checkpoint.resume import compare_for_resume, require_resumable
 from bt_megatron.checkpoint.state import unwrap
 from bt_megatron.checkpoint.weights import read_weights
 from bt_megatron.config.load import dotted_values, from_mapping
 from bt_megatron.config.plan import Plan
-from bt_megatron.config.resume import compare_for_resume, require_resumable
 from bt_megatron.config.schema import ModelConfig, RunConfig
 from bt_megatron.errors import CheckpointError, ConversionError
 from bt_megatron.model.initialize import initialize_weights
@@ -137,8 +137,8 @@ def resume(
     manifest = found.manifest
     if manifest.data_fingerprint != data_fingerprint:
         raise CheckpointError(
-            f"{found.folder}: was trained on samples {manifest.data_fingerprint[:12]}, data.path "
-            f"now holds {data_fingerprint[:12]}. Put the data back, or choose another name."
+            f"{found.folder}: was trained on samples {manifest.data_fingerprint[:12]}, the "
+            f"data are now {data_fingerprint[:12]}. Put the data back, or choose another name."
         )
     load_checkpoint(
         found.folder,

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -15,10 +16,20 @@ from bt_megatron.checkpoint.folder import complete_checkpoints
 from bt_megatron.checkpoint.manifest import find_damage, read_manifest
 from bt_megatron.checkpoint.weights import read_weights, write_weights
 from bt_megatron.config.load import to_mapping
-from bt_megatron.config.schema import CheckpointConfig, LayoutConfig, OptimizerConfig, TrainConfig
+from bt_megatron.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    LayoutConfig,
+    OptimizerConfig,
+    SubsetConfig,
+    TrainConfig,
+)
+from bt_megatron.data.corpus import TokenCorpus
+from bt_megatron.data.drop_list import DropList, save_drop_list
 from bt_megatron.observe.jsonl import read_records
 from bt_megatron.observe.run_folder import RunFolder
 from bt_megatron.training.stop import EXIT_STOPPED
+from data_prep.__main__ import main as data_prep
 from tests.tiny_run import tiny_model, tiny_run
 from tests.training_process import Training, last_step
 
@@ -159,3 +170,68 @@ def test_a_run_goes_on_in_another_layout(name: str, tiny_data: Path, tmp_path: P
     for metric in ("train/loss", "validation/loss"):
         expected = values(undisturbed.folder, metric)
         assert values(second.folder, metric) == pytest.approx(expected, rel=1e-5)
+
+
+def mixture_of_halves(data: Path, folder: Path) -> DataConfig:
+    """Mix the even documents of a folder with the odd ones, and save the index of one half."""
+    corpus = TokenCorpus.open(data)
+    subsets = {}
+    for remainder, name in enumerate(("even", "odd")):
+        path = folder / f"{name}.npz"
+        others = np.arange(1 - remainder, corpus.num_documents, 2)
+        save_drop_list(DropList(others, corpus.fingerprint), path)
+        limit = 1.5 if name == "odd" else None
+        subsets[name] = SubsetConfig(
+            path=str(data), weight=3 - remainder, drop=str(path), max_epochs=limit
+        )
+    return DataConfig(
+        mixture=subsets,
+        seq_length=64,
+        validation_fraction=0.2,
+        index_dir=str(folder / "indices"),
+    )
+
+
+def test_a_mixture_goes_on_anywhere_and_counts_what_it_read(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    data = mixture_of_halves(tiny_data, tmp_path)
+    config = replace(tiny_run(tiny_data, tmp_path / "runs"), data=data)
+    undisturbed = Training(replace(config, runs_dir=str(tmp_path / "one")), tmp_path)
+    assert undisturbed.wait() == [0], undisturbed.output
+    assert "data: odd" in undisturbed.output
+
+    first = Training(config, tmp_path / "a", world_size=2)
+    first.wait_until(lambda: last_step(first.folder) >= 7)
+    first.signal(signal.SIGTERM)
+    assert first.wait() == [EXIT_STOPPED] * 2, first.output
+    assert data_prep(["index", str(tmp_path / "a" / "tiny.yaml")]) == 0  # from now on mapped
+
+    second = Training(config, tmp_path / "b")
+    assert second.wait() == [0], second.output
+    expected = values(undisturbed.folder, "train/loss")
+    assert values(second.folder, "train/loss") == pytest.approx(expected, rel=1e-5)
+    shares = {name: values(second.folder, f"data/{name}/share") for name in ("even", "odd")}
+    tokens = {name: values(second.folder, f"data/{name}/tokens") for name in ("even", "odd")}
+    for step in range(1, 21):
+        assert tokens["even"][step] + tokens["odd"][step] == 4 * 64 * step
+        assert shares["even"][step] == pytest.approx(0.6, abs=2 / (4 * step))
+    assert values(second.folder, "data/odd/epochs")[20] > 0
+
+
+def test_dali_trains_like_the_memory_map(tiny_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install .[gpu]")
+    config = tiny_run(tiny_data, tmp_path / "memmap")
+    plain = Training(config, tmp_path)
+    assert plain.wait() == [0], plain.output
+
+    data = replace(config.data, loader="dali")
+    other = replace(config, runs_dir=str(tmp_path / "dali"), data=data)
+    first = Training(other, tmp_path / "a")
+    first.wait_until(lambda: last_step(first.folder) >= 7)
+    first.signal(signal.SIGTERM)
+    assert first.wait() == [EXIT_STOPPED], first.output
+    second = Training(other, tmp_path / "b")
+    assert second.wait() == [0], second.output
+    for metric in ("train/loss", "validation/loss"):
+        assert values(second.folder, metric) == values(plain.folder, metric)

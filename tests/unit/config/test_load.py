@@ -2,6 +2,7 @@
 """Files, settings and plain mappings to configurations."""
 
 import dataclasses
+from typing import get_args, get_origin
 
 import pytest
 import yaml
@@ -86,12 +87,12 @@ def test_all_problems_are_reported_together(write_yaml):
     assert f"{path}:2: train.seed: got 'yes' (text), expected a whole number." in message
     assert f"{path}:3: lr: unknown key. Did you mean 'optimizer.lr'?" in message
     assert f"{path}:4: model: got 5 (a whole number), expected a mapping with" in message
-    assert "missing required keys: data.path, train.steps." in message
+    assert "missing required keys: train.steps." in message
     assert "has 5 problems" in message
 
 
 def test_missing_keys_are_listed_at_once(write_yaml):
-    with pytest.raises(ConfigError, match="name, model.vocab_size, data.path, train.steps"):
+    with pytest.raises(ConfigError, match="name, model.vocab_size, train.steps"):
         load_run([write_yaml("x.yaml", "")])
 
 
@@ -143,6 +144,9 @@ def values_of(hint):
     inner, optional = split_optional(hint)
     if dataclasses.is_dataclass(inner):
         drawn = st.fixed_dictionaries({k: values_of(h) for k, h in field_types(inner).items()})
+    elif get_origin(inner) is dict:
+        names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,8}", fullmatch=True)
+        drawn = st.dictionaries(names, values_of(get_args(inner)[1]), max_size=3)
     elif inner in (int, float, bool, str):
         drawn = {
             int: st.integers(-(10**9), 10**9),
@@ -171,3 +175,42 @@ def test_dotted_values_cover_the_schema(make_run):
     missing = set(schema_keys(RunConfig)) - set(dotted_values(config))
 
     assert {key.rsplit(".", 1)[0] for key in missing} == {"model.decoder"}
+
+
+MIXTURE = """\
+data:
+  mixture:
+    pile: {path: /data/pile, weight: 3}
+    code-2: {path: /data/code, weight: 1, max_epochs: 2.5}
+"""
+
+
+def test_a_mapping_of_names_is_composed_key_by_key(write_yaml):
+    paths = [write_yaml("x.yaml", RUN), write_yaml("mixture.yaml", MIXTURE)]
+
+    loaded = load_run(paths, ["data.path=null", "data.mixture.pile.weight=1.5"])
+
+    subsets = loaded.config.data.mixture
+    assert [(name, s.path, s.weight, s.max_epochs) for name, s in subsets.items()] == [
+        ("pile", "/data/pile", 1.5, None),
+        ("code-2", "/data/code", 1.0, 2.5),
+    ]
+    assert loaded.provenance["data.mixture.pile.weight"] == "--set"
+    assert loaded.provenance["data.mixture.code-2.path"].endswith("mixture.yaml:4")
+    assert set(loaded.provenance) == set(dotted_values(loaded.config))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {mixture: {a: {path: x, weights: 1}}}", "a.weights: unknown key. Did you mean 'w"),
+        ("data: {mixture: {a: {path: x}}}", "missing required keys: data.mixture.a.weight"),
+        ("data: {mixture: {a: 3}}", "data.mixture.a: got 3 .* expected a mapping with path"),
+        ("data: {mixture: 3}", "data.mixture: got 3 .* expected a mapping"),
+        ("data: {mixture: {a.b: {path: x, weight: 1}}}", "got the name 'a.b', expected letters"),
+    ],
+    ids=["unknown key", "missing key", "no section", "no mapping", "name with a dot"],
+)
+def test_a_mapping_of_names_is_as_strict(write_yaml, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_run([write_yaml("x.yaml", RUN), write_yaml("y.yaml", text)])

@@ -83,7 +83,7 @@ sys.meta_path.insert(0, Refuse())
 import yaml
 start = time.process_time()
 from bt_megatron.config.plan_command import main_plan
-import bt_megatron.config.resume, bt_megatron.training.schedule
+import bt_megatron.checkpoint.resume, bt_megatron.training.schedule
 seconds = time.process_time() - start
 code = main_plan(sys.argv[1:])
 print(f"import took {seconds:.3f}")

@@ -17,6 +17,7 @@ ROBERTA = {
     "model.embedder.ffn_hidden_size": 64,
 }
 ONE = {"batch.micro_batch_size": 1}
+PILE = {"pile": {"path": "data/pile", "weight": 1.0}}
 CLS = {**ROBERTA, "model.embedder.kind": "roberta_cls", "model.embedder.num_cls_tokens": 3}
 
 
@@ -57,6 +58,7 @@ CLS = {**ROBERTA, "model.embedder.kind": "roberta_cls", "model.embedder.num_cls_
         ({**T5, "memory.recompute": "selective"}, 1),
         ({"optimizer.warmup": "log"}, 1),
         ({"checkpoint.keep_every_steps": 3000}, 1),
+        ({"data.path": None, "data.mixture": PILE}, 1),
     ],
 )
 def test_sound_configurations_pass(make_run, changes, world_size):
@@ -113,6 +115,37 @@ BROKEN = [
         "memory.token_slices=2, and",
     ),
     ("sizes_are_positive", {"kernels.head_chunk_tokens": 0}, 1, r"head_chunk_tokens \(0\)"),
+    ("data_come_from_one_place", {"data.path": None}, 1, "data.path is not set"),
+    (
+        "data_come_from_one_place",
+        {"data.mixture": PILE},
+        1,
+        r"data/small\) and data.mixture \(pile",
+    ),
+    (
+        "data_come_from_one_place",
+        {"data.path": None, "data.mixture": PILE, "data.drop": "d.npz"},
+        1,
+        "list of one data folder",
+    ),
+    (
+        "mixture_weights_are_positive",
+        {"data.path": None, "data.mixture": {"pile": {**PILE["pile"], "weight": 0}}},
+        1,
+        r"data.mixture.pile.weight \(0.0\) must be greater than 0",
+    ),
+    (
+        "mixture_weights_are_positive",
+        {"data.path": None, "data.mixture": {"pile": {**PILE["pile"], "max_epochs": 0}}},
+        1,
+        r"data.mixture.pile.max_epochs \(0.0\) must be greater than 0",
+    ),
+    (
+        "rows_are_not_padded",
+        {"data.packing": "rows", "data.random_left_padding": False},
+        1,
+        "packed already. Use data.pad_to_block_boundary=false",
+    ),
     ("sizes_are_positive", {"model.vocab_size": 0}, 1, r"model.vocab_size \(0\) must be"),
     ("sizes_are_positive", {"model.block_length": 33}, 1, r"\(33\) must be from 1 to 32"),
     ("sizes_are_positive", {"model.block_length": 0}, 1, r"block_length \(0\)"),

@@ -28,7 +28,9 @@ def test_any_yaml_reader_takes_a_scalar_for_the_same(value):
 
 
 def test_the_text_gives_the_same_configuration_again(make_run, write_yaml):
-    config = make_run({"name": "on", "data.path": "C: #1", "optimizer.lr": 1e-8})
+    mixture = {"on": {"path": "a", "weight": 1}, "b-2": {"path": "null", "weight": 2}}
+    changes = {"name": "on", "data.path": "C: #1", "optimizer.lr": 1e-8, "data.mixture": mixture}
+    config = make_run(changes)
     origins = dict.fromkeys(dotted_values(config), "here.yaml:1")
 
     text = resolved_yaml(LoadedConfig(config, origins))

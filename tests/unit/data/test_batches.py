@@ -17,8 +17,8 @@ from bt_megatron.data.batches import (
     build_micro_batch,
 )
 from bt_megatron.data.dataset import PackedDataset
+from bt_megatron.data.mixture import Mixture
 from bt_megatron.data.order import sample_of_position
-from bt_megatron.data.packing import Sample
 from bt_megatron.errors import LayoutError
 
 CONFIG = DataConfig(path="data/books", seq_length=32, validation_fraction=0.1)
@@ -36,8 +36,7 @@ def validation(numbered_corpus):
 
 def _training(dataset, *, dp_rank=0, dp_size=1, global_size=8, micro_size=2, seed=42):
     return TrainingBatches(
-        dataset,
-        seed=seed,
+        Mixture.of(dataset, seed=seed),
         batch=BatchConfig(global_batch_size=global_size, micro_batch_size=micro_size),
         dp_rank=dp_rank,
         dp_size=dp_size,
@@ -62,7 +61,9 @@ def _equal(one: MicroBatch, other: MicroBatch) -> bool:
 def test_targets_are_the_tokens_ahead(shift, targets, counted):
     """Token 0 is EOS at slots 3 and 7 and a pad at slot 4; an EOS counts, a pad does not."""
     tokens = np.array([4, 5, 6, 0, 0, 7, 8, 0])
-    batch = build_micro_batch([Sample(tokens, np.arange(8) != 4)], target_shift=shift)
+    batch = build_micro_batch(
+        torch.from_numpy(tokens[None]), torch.arange(8)[None] != 4, target_shift=shift
+    )
     assert batch.tokens.tolist() == [tokens.tolist()]
     assert batch.targets.tolist() == [targets]
     expected = [bool(c) for c in counted]
@@ -132,7 +133,7 @@ def test_an_epoch_reads_every_sample_once(dataset):
     size = 4
     num_steps = -(-len(dataset) // size)
     batches = _training(dataset, global_size=size, micro_size=size)
-    read = np.concatenate([batches.samples(step).ravel() for step in range(num_steps)])
+    read = np.concatenate([batches.samples(step).place.ravel() for step in range(num_steps)])
     assert sorted(read[: len(dataset)]) == [*range(len(dataset))]
 
 

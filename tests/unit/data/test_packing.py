@@ -31,7 +31,9 @@ def _reference(case):
     corpus = TokenCorpus.from_shards([PREFIX], eos_id=0, vocab_size=512)
     tensors = load_file(FIXTURE / "tensors.safetensors")
     expected = {key.split(".")[1]: value for key, value in tensors.items() if key.startswith(case)}
-    packed = PackedDocuments(corpus, documents=np.arange(corpus.num_documents), options=options)
+    packed = PackedDocuments.build(
+        corpus, documents=np.arange(corpus.num_documents), options=options
+    )
     return config, packed, expected
 
 
@@ -97,7 +99,7 @@ def test_samples_are_the_stream_cut_into_pieces(make_corpus, packing):
     numbers = np.split(np.arange(1, sum(lengths) + 1), np.cumsum(lengths)[:-1])
     documents = [part.tolist() for part in numbers]
     corpus = make_corpus(documents)
-    packed = PackedDocuments(corpus, documents=chosen, options=options)
+    packed = PackedDocuments.build(corpus, documents=chosen, options=options)
 
     left_pads = left_pad_lengths(len(documents), options)[chosen].tolist()
     tokens, mask = _stream([documents[i] for i in chosen], corpus.eos_id, options, left_pads)
@@ -120,7 +122,7 @@ def test_every_token_and_one_eos_per_document_are_real(make_corpus, packing):
         pad_to_block_boundary=True,
         padding_seed=options.padding_seed,
     )
-    packed = PackedDocuments(corpus, documents=chosen, options=options)
+    packed = PackedDocuments.build(corpus, documents=chosen, options=options)
     blocks = [packed[i] for i in range(len(packed))]
     real = [int(t) for block in blocks for t in block.tokens[block.mask]]
     assert real == [int(t) for i in chosen for t in [*corpus.document(int(i)), corpus.eos_id]]
@@ -138,7 +140,7 @@ def test_left_pads_are_drawn_for_the_corpus_not_for_the_selection(make_corpus):
     corpus = make_corpus([[1], [2], [3], [4]])
     options = PackingOptions(sample_length=4, block_length=4, random_left_padding=True)
     pads = left_pad_lengths(4, options)
-    packed = PackedDocuments(corpus, documents=np.array([1, 3]), options=options)
+    packed = PackedDocuments.build(corpus, documents=np.array([1, 3]), options=options)
     assert packed.num_tokens == 4 + pads[1] + pads[3]
 
 
@@ -146,7 +148,9 @@ def test_block_length_one_never_pads(make_corpus):
     options = PackingOptions(
         sample_length=2, block_length=1, random_left_padding=True, pad_to_block_boundary=True
     )
-    packed = PackedDocuments(make_corpus([[1, 2, 3], [4]]), documents=np.arange(2), options=options)
+    packed = PackedDocuments.build(
+        make_corpus([[1, 2, 3], [4]]), documents=np.arange(2), options=options
+    )
     assert [packed[i].tokens.tolist() for i in range(3)] == [[1, 2], [3, 0], [4, 0]]
     assert all(packed[i].mask.all() for i in range(3))
 
@@ -156,7 +160,7 @@ def test_starts_beyond_32_bits_are_counted(make_corpus):
     corpus = make_corpus([np.arange(1, 60_000)])
     documents = np.zeros(80_000, dtype=np.int64)
     options = PackingOptions(sample_length=60_000)
-    packed = PackedDocuments(corpus, documents=documents, options=options)
+    packed = PackedDocuments.build(corpus, documents=documents, options=options)
     assert packed.num_tokens == 80_000 * 60_000
     assert packed[79_999].tokens.tolist() == [*range(1, 60_000), 0]
 
@@ -169,6 +173,39 @@ def test_samples_are_whole_blocks_or_refused():
 @pytest.mark.parametrize("index", [-1, 2])
 def test_sample_that_is_not_there_is_an_index_error(make_corpus, index):
     options = PackingOptions(sample_length=2)
-    packed = PackedDocuments(make_corpus([[1, 2, 3, 4]]), documents=np.arange(1), options=options)
+    packed = PackedDocuments.build(
+        make_corpus([[1, 2, 3, 4]]), documents=np.arange(1), options=options
+    )
     with pytest.raises(IndexError, match=f"sample {index} of 2"):
         packed[index]
+
+
+ROWS = [[7, 0, 8, 9, 10], [0, 11, 12, 13, 14], [15, 16, 17, 18, 0]]
+
+
+def test_rows_are_samples_as_they_are(make_corpus):
+    options = PackingOptions(sample_length=4, block_length=2, rows=True)
+    packed = PackedDocuments.build(make_corpus(ROWS), documents=np.array([0, 2]), options=options)
+    assert len(packed) == 2
+    assert [packed[i].tokens.tolist() for i in range(2)] == [ROWS[0][:4], ROWS[2][:4]]
+    assert all(packed[i].mask.all() for i in range(2))
+
+
+@pytest.mark.parametrize("boundaries", [[0, 3], [0], [0, 1, 1, 3]], ids=str)
+def test_rows_do_not_depend_on_the_documents_of_the_index(write_shard, boundaries):
+    prefix = write_shard(ROWS)
+    path = prefix.with_name(prefix.name + ".idx")
+    head, arrays = path.read_bytes()[:26], path.read_bytes()[34 : 34 + 12 * 3]
+    d = np.array([len(boundaries)], "<u8").tobytes()
+    path.write_bytes(head + d + arrays + np.array(boundaries, "<i8").tobytes())
+    corpus = TokenCorpus.from_shards([prefix], eos_id=0, vocab_size=32, by_sequence=True)
+    options = PackingOptions(sample_length=5, rows=True)
+    packed = PackedDocuments.build(corpus, documents=np.arange(3), options=options)
+    assert [packed[i].tokens.tolist() for i in range(3)] == ROWS
+
+
+def test_row_shorter_than_a_sample_is_named(make_corpus):
+    options = PackingOptions(sample_length=5, rows=True)
+    corpus = make_corpus([*ROWS, [1, 2]])
+    with pytest.raises(DataError, match=r"row 3 has 2 tokens, data.seq_length is 5"):
+        PackedDocuments.build(corpus, documents=np.arange(4), options=options)

@@ -3,14 +3,14 @@
 
 import pytest
 
-from bt_megatron.config.convert import field_types, schema_keys, split_optional
-from bt_megatron.config.resume import (
+from bt_megatron.checkpoint.resume import (
     CLASSES,
     Difference,
     classify,
     compare_for_resume,
     require_resumable,
 )
+from bt_megatron.config.convert import field_types, schema_keys, split_optional
 from bt_megatron.config.schema import RunConfig
 from bt_megatron.errors import ConfigError
 
@@ -55,6 +55,9 @@ def test_every_class_is_about_the_schema():
         ("model.vocab_size", 1024, "refused"),
         ("model.token_decoder.prefix_length", 3, "refused"),
         ("data.seed", 7, "refused"),
+        ("data.order", "stored", "refused"),
+        ("data.loader", "dali", "allowed"),
+        ("data.index_dir", "elsewhere", "free"),
         ("optimizer.lr", 1.0, "refused"),
         ("optimizer.decay_steps", 90, "refused"),
         ("train.seed", 7, "refused"),

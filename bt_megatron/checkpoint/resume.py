@@ -35,6 +35,8 @@ CLASSES: dict[str, Kind] = {
     "batch.global_batch_size": "refused",
     "model": "refused",
     "data": "refused",
+    "data.index_dir": "free",
+    "data.loader": "allowed",
     "optimizer": "refused",
     "train.seed": "refused",
     "train.precision": "refused",
