@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products with weights, in the model's precision or in FP8 (e4m3, Hopper).
+
+FP8 has one scale per weight matrix. What it is multiplied with is stored as e4m3
+directly: a floating-point format has the same relative error at any scale, normalised
+states lie within +-sqrt(h), and anything beyond 448 is clamped.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """y = x W^T + b."""
+
+    weight: Tensor
+    """[n, k]"""
+    bias: Tensor | None
+    """[n] in the precision of y"""
+    scale: Tensor | None = None
+    """[] float32: W = weight * scale; None unless the weight is FP8"""
+    unit: Tensor | None = None
+    """[] float32 one, the scale of x under FP8"""
+
+    @property
+    def input_type(self) -> torch.dtype:
+        """Return the type that x must have."""
+        return self.weight.dtype
+
+    def rows(self, first: int, end: int) -> "Linear":
+        """Return the product that gives y[:, first:end] only."""
+        bias = None if self.bias is None else self.bias[first:end]
+        return Linear(self.weight[first:end], bias, self.scale, self.unit)
+
+    def __call__(self, x: Tensor, out_type: torch.dtype) -> Tensor:
+        """Multiply: [M, k] -> [M, n]."""
+        if self.scale is None:
+            if self.bias is None:
+                return x @ self.weight.T
+            return torch.addmm(self.bias, x, self.weight.T)
+        return torch._scaled_mm(
+            x,
+            self.weight.T,
+            scale_a=self.unit,
+            scale_b=self.scale,
+            bias=self.bias,
+            out_dtype=out_type,
+            use_fast_accum=True,
+        )
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """Add x W^T to `total` [M, n] in place; the bias is not added."""
+        if self.scale is None:
+            total.addmm_(x, self.weight.T)
+        else:
+            total += torch._scaled_mm(
+                x,
+                self.weight.T,
+                scale_a=self.unit,
+                scale_b=self.scale,
+                out_dtype=total.dtype,
+                use_fast_accum=True,
+            )
+
+
+def make_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, fp8: bool) -> Linear:
+    """Store a product.
+
+    Args:
+        weight: [n, k] float32.
+        bias: [n] float32.
+        dtype: of y, and of the weight unless `fp8`.
+        fp8: store the weight in e4m3 with one scale.
+    """
+    bias = None if bias is None else bias.to(dtype).contiguous()
+    if not fp8:
+        return Linear(weight.to(dtype).contiguous(), bias)
+    scale = weight.abs().max().clamp(min=1e-12) / FP8_MAX
+    unit = torch.ones((), device=weight.device)
+    return Linear((weight / scale).to(FP8).contiguous(), bias, scale.float(), unit)
