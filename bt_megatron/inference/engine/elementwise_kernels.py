@@ -34,6 +34,18 @@ def norm_kernel(
 
 
 @triton.jit
+def activated(x, up, kind: tl.constexpr):
+    """Apply an activation to float32 values; `up` counts for swiglu only."""
+    if kind == "gelu":
+        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif kind == "relu":
+        y = tl.maximum(x, 0.0)
+    else:
+        y = x / (1.0 + tl.exp(-x)) * up
+    return y
+
+
+@triton.jit
 def activation_kernel(
     inputs, out, in_stride, out_stride, width, kind: tl.constexpr, block: tl.constexpr
 ):
@@ -43,11 +55,8 @@ def activation_kernel(
     inside = column < width
     place = inputs + row * in_stride + column
     x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    if kind == "gelu":
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif kind == "relu":
-        x = tl.maximum(x, 0.0)
-    else:  # swiglu
+    up = x
+    if kind == "swiglu":
         up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
-        x = x / (1.0 + tl.exp(-x)) * up
-    tl.store(out + row * out_stride + column, to_type(x, out), mask=inside)
+    y = activated(x, up, kind)
+    tl.store(out + row * out_stride + column, to_type(y, out), mask=inside)

@@ -27,6 +27,8 @@ class Linear:
     """[] float32: W = weight * scale; None unless the weight is FP8"""
     unit: Tensor | None = None
     """[] float32 one, the scale of x under FP8"""
+    sums: Tensor | None = None
+    """[2, n] float32: the scale of each row of W, and the sum of the row; on a GPU"""
 
     @property
     def input_type(self) -> torch.dtype:
@@ -79,8 +81,17 @@ def make_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, fp8:
         fp8: store the weight in e4m3 with one scale.
     """
     bias = None if bias is None else bias.to(dtype).contiguous()
-    if not fp8:
-        return Linear(weight.to(dtype).contiguous(), bias)
-    scale = weight.abs().max().clamp(min=1e-12) / FP8_MAX
-    unit = torch.ones((), device=weight.device)
-    return Linear((weight / scale).to(FP8).contiguous(), bias, scale.float(), unit)
+    scale, unit = None, None
+    if fp8:
+        scale = (weight.abs().max().clamp(min=1e-12) / FP8_MAX).float()
+        unit = torch.ones((), device=weight.device)
+        kept = (weight / scale).to(FP8).contiguous()
+    else:
+        kept = weight.to(dtype).contiguous()
+    sums = None
+    if weight.is_cuda:
+        factor = torch.ones(weight.shape[0], device=weight.device) * (
+            1.0 if scale is None else scale
+        )
+        sums = torch.stack([factor, kept.float().sum(1) * factor])
+    return Linear(kept, bias, scale, unit, sums)

@@ -110,7 +110,7 @@ class VanillaModel:
         for place in range(self.step_tokens):
             x = F.embedding(rows.tokens[:, place - 1], self.table)
             self.cached.append(x, rows, self.cache)
-            logits = self.head(stack.finish(x, self.head.input_type), self.dtype)
+            logits = stack.finish(x, self.head, self.dtype)
             stack.ops.sample(logits, rows, place)
             if top:
                 stack.ops.keep_best(logits, rows, place)
@@ -119,10 +119,8 @@ class VanillaModel:
         """Return log-probabilities [B, s - 1] of tokens [B, s] from the second on."""
         x = F.embedding(tokens[:, :-1].flatten(), self.table)
         self.cached.run_whole(x, tokens.shape[0])
-        states = self.cached.stack.finish(x, self.head.input_type)
-        return target_logprobs(self.head, states, tokens[:, 1:].flatten(), self.dtype).view(
-            tokens.shape[0], -1
-        )
+        found = target_logprobs(self.cached.stack, x, self.head, tokens[:, 1:].flatten())
+        return found.view(tokens.shape[0], -1)
 
 
 @dataclass(slots=True)
@@ -190,15 +188,15 @@ class BlockModel:
             self._decode(x, past, first)
             first += x.shape[0] // rows.count
             last = x.view(rows.count, -1, x.shape[-1])[:, -1]
-            logits = self.head(self.tokens.finish(last, self.head.input_type), self.dtype)
+            logits = self.tokens.finish(last, self.head, self.dtype)
             ops.sample(logits, rows, place)
             if top:
                 ops.keep_best(logits, rows, place)
 
     def _expand(self, x: Tensor) -> Tensor:
         # [B, G] -> [B, r, H]
-        states = self.cached.stack.finish(x, self.expansion.input_type)
-        return self.expansion(states, self.dtype).view(x.shape[0], self.expanded, -1)
+        expanded = self.cached.stack.finish(x, self.expansion, self.dtype)
+        return expanded.view(x.shape[0], self.expanded, -1)
 
     def _token_inputs(self, expanded: Tensor, tokens: Tensor, place: int) -> Tensor:
         # Inputs [B * new, H] of the positions that the token at `place` comes from.
@@ -232,8 +230,7 @@ class BlockModel:
         flat = states.flatten(0, 1)
         self._decode(flat, past, 0)
         predicting = flat.view(rows, -1, flat.shape[-1])[:, -self.step_tokens :].flatten(0, 1)
-        states = self.tokens.finish(predicting, self.head.input_type)
-        logprobs = target_logprobs(self.head, states, targets.flatten(), self.dtype)
+        logprobs = target_logprobs(self.tokens, predicting, self.head, targets.flatten())
         return logprobs.view(tokens.shape[0], -1)
 
 
@@ -243,11 +240,10 @@ SCORED_AT_ONCE = 4096
 """Rows whose logits exist at a time in score()."""
 
 
-def target_logprobs(head: Linear, states: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the log-probability of each target: states [M, H], targets [M] -> [M] float32."""
+def target_logprobs(stack: Stack, x: Tensor, head: Linear, targets: Tensor) -> Tensor:
+    """Return the log-probability of each target: x [M, H], targets [M] -> [M] float32."""
     found = []
-    pairs = zip(states.split(SCORED_AT_ONCE), targets.split(SCORED_AT_ONCE), strict=True)
-    for part, wanted in pairs:
-        logprobs = head(part, dtype).float().log_softmax(-1)
+    for part, wanted in zip(x.split(SCORED_AT_ONCE), targets.split(SCORED_AT_ONCE), strict=True):
+        logprobs = stack.finish(part, head, x.dtype).float().log_softmax(-1)
         found.append(logprobs.gather(1, wanted[:, None].long())[:, 0])
     return torch.cat(found)

@@ -7,6 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from bt_megatron.inference.engine.linear import Linear
 from bt_megatron.inference.engine.weights import LayerWeights, StackWeights
 
 Attention = Callable[[int, Tensor, Tensor], None]
@@ -41,6 +42,12 @@ class Stack:
     def run_layer(self, index: int, x: Tensor, attend: Attention) -> None:
         """Run one layer over the residual stream x [M, h], in place."""
         layer, shape, ops = self.weights.layers[index], self.shape, self.ops
+        if ops.is_narrow(x, shape):
+            joined = x.new_empty(x.shape[0], layer.out.weight.shape[1])
+            mixed = ops.narrow_first(x, layer.shift, layer.mixed, shape, joined)
+            attend(index, mixed, joined[:, : shape.attended])
+            ops.narrow_last(x, joined, layer.out)
+            return
         states = ops.norm(x, layer.shift, shape, layer.mixed.input_type)
         mixed = layer.mixed(states, x.dtype)  # [M, (a + 2 g) d (+ feed-forward inputs)]
         joined = x.new_empty(x.shape[0], layer.out.weight.shape[1], dtype=layer.out.input_type)
@@ -72,6 +79,9 @@ class Stack:
         mixed[:, shape.attended :] = needed(states, x.dtype)
         return mixed
 
-    def finish(self, x: Tensor, out_type: torch.dtype) -> Tensor:
-        """Return the normalised stream, whose norm's weights are in the product after it."""
-        return self.ops.norm(x, self.weights.final_shift, self.shape, out_type)
+    def finish(self, x: Tensor, product: Linear, out_type: torch.dtype) -> Tensor:
+        """Apply the final norm and the product that holds its weights: [M, h] -> [M, n]."""
+        if self.ops.is_narrow(x, self.shape):
+            return self.ops.narrow_first(x, self.weights.final_shift, product, self.shape, None)
+        states = self.ops.norm(x, self.weights.final_shift, self.shape, product.input_type)
+        return product(states, out_type)

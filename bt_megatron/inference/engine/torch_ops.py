@@ -32,6 +32,11 @@ def norm(x: Tensor, shift: Tensor, shape: StackShape, out_type: torch.dtype) -> 
     return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + shape.epsilon)).to(out_type)
 
 
+def is_narrow(x: Tensor, shape: StackShape) -> bool:
+    """Tell whether rows are so few that products only read weights; a GPU has kernels for that."""
+    return False
+
+
 def activate(inputs: Tensor, out: Tensor, shape: StackShape) -> None:
     """Apply the activation: [M, f] (swiglu: gate and up, [M, 2 f]) -> out [M, f]."""
     inputs = inputs.float()

@@ -15,6 +15,12 @@ from bt_megatron.inference.engine.cached_attention_kernel import (
     prompt_kernel,
 )
 from bt_megatron.inference.engine.elementwise_kernels import activation_kernel, norm_kernel
+from bt_megatron.inference.engine.linear import Linear
+from bt_megatron.inference.engine.narrow_kernels import (
+    NarrowShape,
+    narrow_first_kernel,
+    narrow_last_kernel,
+)
 from bt_megatron.inference.engine.rows import Prompts, Rows
 from bt_megatron.inference.engine.sampling_kernel import SamplingShape, sampling_kernel
 from bt_megatron.inference.engine.shapes import StackShape
@@ -24,6 +30,9 @@ ACTIVATION_TILE = 1024
 BLOCK_ELEMENTS = 1024
 """Elements of a tile of block attention, [rows, d]."""
 CACHE_TILE = 64
+NARROW_ROWS = 4
+NARROW_TILES = ((4, 1024), (2, 2048))
+"""Outputs and inputs of a tile, of the first and the last product of a layer."""
 VOCAB_TILE = 4096
 ENOUGH_PROGRAMS = 512
 """Programs that keep an H100 (132 multiprocessors) reading at full speed."""
@@ -39,6 +48,71 @@ def norm(x: Tensor, shift: Tensor, shape: StackShape, out_type: torch.dtype) -> 
         num_warps=max(1, min(8, tile // 256)),
     )  # fmt: skip
     return out
+
+
+def is_narrow(x: Tensor, shape: StackShape) -> bool:
+    """Tell whether rows are so few that products only read weights."""
+    return x.shape[0] <= NARROW_ROWS and shape.parallel and shape.activation != "swiglu"
+
+
+def narrow_first(
+    x: Tensor, shift: Tensor, product: Linear, shape: StackShape, joined: Tensor | None
+) -> Tensor:
+    """Normalise and multiply a few rows.
+
+    Args:
+        x: [M, h].
+        shift: [h] float32, see norm().
+        product: [n, h].
+        shape: says which norm and activation.
+        joined: [M, a d + f]: gets what comes after queries, keys and values, activated.
+            None: all of the product is returned.
+
+    Returns:
+        [M, (a + 2 g) d] or [M, n].
+    """
+    outputs, inputs = product.weight.shape
+    plain = outputs if joined is None else shape.mixed
+    out = torch.empty(x.shape[0], plain, dtype=x.dtype, device=x.device)
+    compiled_for = _narrow_shape(
+        product, shape, x.stride(0), plain=plain,
+        joined_stride=0 if joined is None else joined.stride(0), tile=NARROW_TILES[0],
+    )  # fmt: skip
+    grid = (x.shape[0], triton.cdiv(outputs, compiled_for.tile))
+    narrow_first_kernel[grid](
+        x, shift, product.weight, product.sums, product.bias, out, joined, compiled_for
+    )
+    return out
+
+
+def narrow_last(x: Tensor, joined: Tensor, product: Linear) -> None:
+    """Add joined [M, k] W^T to x [M, h] in place, for a few rows."""
+    compiled_for = _narrow_shape(
+        product, None, x.stride(0), plain=0, joined_stride=joined.stride(0), tile=NARROW_TILES[1]
+    )
+    grid = (x.shape[0], triton.cdiv(x.shape[1], compiled_for.tile))
+    narrow_last_kernel[grid](x, joined, product.weight, product.sums, compiled_for)
+
+
+def _narrow_shape(
+    product: Linear, shape: StackShape | None, x_stride: int, *, plain: int, joined_stride: int,
+    tile: tuple[int, int],
+) -> NarrowShape:  # fmt: skip
+    outputs, inputs = product.weight.shape
+    return NarrowShape(
+        inputs=inputs,
+        outputs=outputs,
+        plain=plain,
+        activation="" if shape is None else shape.activation,
+        layernorm=shape is not None and shape.layernorm,
+        epsilon=0.0 if shape is None else shape.epsilon,
+        x_stride=x_stride,
+        out_stride=plain,
+        joined_stride=joined_stride,
+        joined_offset=0 if shape is None else shape.attended,
+        tile=tile[0],
+        depth=min(tile[1], triton.next_power_of_2(inputs)),
+    )
 
 
 def activate(inputs: Tensor, out: Tensor, shape: StackShape) -> None:
