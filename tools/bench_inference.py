@@ -38,9 +38,10 @@ from tools.inference_speed import (
     step_seconds,
     whole_run,
 )
+from tools.inference_tuning import tune_cache, tune_narrow
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "model"
-MODELS = ("block-170m", "block-420m", "block-1.2b", "vanilla-160m", "vanilla-410m")
+MODELS = ("block-1.2b", "block-420m", "block-170m", "vanilla-410m", "vanilla-160m")
 LOADS = {
     "prefill-heavy": Load(2048, 128),
     "decode-heavy": Load(128, 2048),
@@ -103,8 +104,11 @@ class Effort:
 
     tries: int
     """Batches."""
-    whole: bool
-    """Run the best batch as a whole; otherwise throughput is computed from parts of a run."""
+    longest: float
+    """Seconds of the longest run that is made as a whole; otherwise throughput is computed
+    from the times of a prompt and of the first, the middle and the last step (Simpson)."""
+    tune: bool
+    """Choose tiles by measurement first."""
     profile: bool
     """Print the time of each kernel in a step."""
 
@@ -119,6 +123,10 @@ def measure(case: Case, model: Model, ceilings: Ceilings, effort: Effort) -> lis
     torch.cuda.reset_peak_memory_stats()
     first = -(-load.prompt // model.position_tokens)
     middle = first + load.new // model.position_tokens // 2
+    if effort.tune:
+        tune_cache(engine, rows[0], middle)
+        if case.load == "batch-1":
+            tune_narrow(model)
     per_prompt = prompt_seconds(engine, load)
     steps = -(-load.new // model.step_tokens)
     tried = {}
@@ -127,12 +135,15 @@ def measure(case: Case, model: Model, ceilings: Ceilings, effort: Effort) -> lis
         tried[count] = count * load.new / (count * per_prompt + steps * seconds)
         say(f"  {count} rows: step {seconds * 1e3:.2f} ms, about {tried[count]:,.0f} tokens/s")
     best = max(tried, key=lambda count: tried[count])
-    value = tried[best]
-    detail: dict[str, Any] = {"estimated": not effort.whole}
-    if effort.whole:
+    ends = (first, middle, middle, middle, middle, first + load.new // model.position_tokens - 1)
+    times = {positions: step_seconds(engine, best, positions) for positions in set(ends)}
+    predicted = best * per_prompt + steps * sum(times[positions] for positions in ends) / 6
+    value = best * load.new / predicted
+    detail: dict[str, Any] = {"predicted_tokens_per_s": value, "estimated": True}
+    if predicted <= effort.longest:
         run = whole_run(engine, load, best)
         value = run.tokens / run.seconds
-        detail["seconds"] = run.seconds
+        detail |= {"estimated": False, "seconds": run.seconds}
     if effort.profile:
         say(step_profile(engine, best, middle))
     floor = best * load.new / run_floor(work, ceilings, best, load.prompt, load.new)
@@ -140,7 +151,7 @@ def measure(case: Case, model: Model, ceilings: Ceilings, effort: Effort) -> lis
         "batch": best,
         "tried": {str(count): speed for count, speed in tried.items()},
         "prompt_ms": per_prompt * 1e3,
-        "middle_step_ms": step_seconds(engine, best, middle) * 1e3,
+        "middle_step_ms": times[middle] * 1e3,
         "middle_step_floor_ms": step_floor(work, ceilings, best, middle) * 1e3,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
         "bandwidth": ceilings.bandwidth,
@@ -189,7 +200,12 @@ def run(cases: Sequence[Case], arguments: argparse.Namespace) -> Iterator[list[R
     rates = {"bf16": bf16, "fp8": matrix_rate(fp8=True) if needs_fp8 else bf16}
     say(f"copy {bandwidth / 1e12:.2f} TB/s, products {bf16 / 1e12:.0f} TFLOP/s")
     tries = min(arguments.tries, 2) if arguments.quick else arguments.tries
-    effort = Effort(tries, whole=not arguments.quick, profile=arguments.profile)
+    effort = Effort(
+        tries,
+        longest=0 if arguments.quick else arguments.longest,
+        tune=arguments.tune,
+        profile=arguments.profile,
+    )
     model, held = None, None
     for case in cases:
         say(case.name)
@@ -234,6 +250,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--groups", type=int, nargs="*", help="query groups of vanilla models too")
     parser.add_argument("--tries", type=int, default=5, help="batches to try (default 5)")
     parser.add_argument("--quick", action="store_true", help="compute from parts of a run")
+    parser.add_argument(
+        "--longest", type=float, default=120.0, metavar="S", help="seconds of a run (default 120)"
+    )
+    parser.add_argument("--tune", action="store_true", help="choose tiles by measurement first")
     parser.add_argument("--profile", action="store_true", help="print the time of each kernel")
     parser.add_argument("--json", type=Path, default=OUT, metavar="FILE", help=f"default {OUT}")
     arguments = parser.parse_args(argv)

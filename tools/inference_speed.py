@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bt_megatron.inference.engine.admission import READ_AT_ONCE
+from bt_megatron.inference.engine.admission import positions_at_once
 from bt_megatron.inference.engine.engine import Engine, Settings
 from bt_megatron.inference.engine.memory import pages_per_request, pages_that_fit
 from bt_megatron.inference.engine.models import Model
 from bt_megatron.inference.engine.requests import Options
-from bt_megatron.inference.engine.rows import Prompts, Whole
+from bt_megatron.inference.engine.rows import Prompts, Wanted, Whole
 
 ROW_COUNTS = (
     *(8192, 7168, 6144, 5120, 4096, 3584, 3072, 2560, 2304, 2048, 1792, 1536, 1408, 1280, 1152),
@@ -25,6 +25,7 @@ COPY_BYTES = 2**31
 MATRIX = 8192
 MANY = 2**30
 PROFILED = 4
+PLAIN = Wanted(plain=True, top=False)
 GPU = torch.device("cuda")
 
 
@@ -120,7 +121,7 @@ def step_seconds(engine: Engine, rows: int, positions: int, repetitions: int = 3
     for _ in range(repetitions + 1):
         held.whole[:, Whole.ALIVE] = 1
         held.whole[:, Whole.LENGTH] = positions
-        times.append(seconds_of(lambda: engine.runner.run(rows, top=False), device))
+        times.append(seconds_of(lambda: engine.runner.run(rows, PLAIN), device))
     engine.rows.kill(torch.arange(engine.rows.count, device=device))
     return statistics.median(times[1:])
 
@@ -144,7 +145,7 @@ def prompt_seconds(engine: Engine, load: Load) -> float:
     """Return the time that reading one prompt takes, among as many as are read at once."""
     model, device = engine.model, engine.device
     positions = -(-load.prompt // model.position_tokens) - 1
-    count = max(1, min(READ_AT_ONCE // positions, engine.rows.count))
+    count = max(1, min(positions_at_once(model) // positions, engine.rows.count))
     size = (count, positions * model.position_tokens)
     tokens = torch.randint(model.vocab_size, size, device=device, dtype=torch.int32)
     each = engine.rows.table.shape[1]

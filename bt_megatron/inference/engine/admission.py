@@ -11,9 +11,16 @@ from bt_megatron.inference.engine.models import Model
 from bt_megatron.inference.engine.requests import Request
 from bt_megatron.inference.engine.rows import Prompts, Real, Rows, Whole
 
-READ_AT_ONCE = 16_384
-"""Positions of prompts in one pass: enough for full products, little memory."""
 WORD = 2**32
+
+
+def positions_at_once(model: Model) -> int:
+    """Return how many positions of prompts are read in one pass.
+
+    As many as keep the device busy for longer than the host needs to start it, which for
+    narrow layers are more.
+    """
+    return 2**25 // model.cached.shape.width
 
 
 def prompt_positions(model: Model, tokens: int) -> int:
@@ -91,7 +98,7 @@ class Admission:
     def _read(self, prompts: Sequence[np.ndarray], rows: Rows) -> None:
         size = self.model.position_tokens
         lengths = [len(prompt) // size - 1 for prompt in prompts]
-        for chosen in batches_by_length(lengths):
+        for chosen in batches_by_length(lengths, positions_at_once(self.model)):
             ids = np.zeros((len(chosen), lengths[chosen[0]] * size), dtype=np.int32)
             for row, index in zip(ids, chosen, strict=True):
                 length = lengths[index] * size
@@ -127,10 +134,15 @@ def _signed(word: int) -> int:
     return word - WORD if word >= WORD // 2 else word
 
 
-def batches_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield indices of prompts that are read together: of similar length, without empty ones."""
+def batches_by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield indices of prompts that are read together, of similar length; empty ones never.
+
+    Args:
+        lengths: positions of each prompt.
+        most: positions of a batch, padding included; a longer prompt is a batch by itself.
+    """
     ordered = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -lengths[i])
     while ordered:
-        count = max(1, READ_AT_ONCE // lengths[ordered[0]])
+        count = max(1, most // lengths[ordered[0]])
         yield ordered[:count]
         ordered = ordered[count:]

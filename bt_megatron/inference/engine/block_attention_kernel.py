@@ -41,15 +41,15 @@ class BlockShape:
 
 
 @triton.jit
-def turn(x, angles, position, shape: tl.constexpr):
-    """Rotate dimensions 2i and 2i+1 of x [rows, d] by the angles of a position."""
-    half: tl.constexpr = shape.width // 2
+def turn(x, angles, position, rows: tl.constexpr, width: tl.constexpr, table: tl.constexpr):
+    """Rotate dimensions 2i and 2i+1 of x [rows, d] by the angles of a position of `table`."""
+    half: tl.constexpr = width // 2
     pair = position * half + tl.arange(0, half)
     cos = tl.load(angles + pair)[None, :]
-    sin = tl.load(angles + shape.angle_positions * half + pair)[None, :]
-    first, second = tl.split(tl.reshape(x, (shape.rows, half, 2)))
+    sin = tl.load(angles + table * half + pair)[None, :]
+    first, second = tl.split(tl.reshape(x, (rows, half, 2)))
     turned = tl.join(first * cos - second * sin, second * cos + first * sin)
-    return tl.reshape(turned, (shape.rows, shape.width))
+    return tl.reshape(turned, (rows, width))
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -67,6 +67,8 @@ def block_attention_kernel(mixed, past, out, angles, count, shape: tl.constexpr)
     first: tl.constexpr = shape.first
     new: tl.constexpr = shape.new
     width: tl.constexpr = shape.width
+    rows: tl.constexpr = shape.rows
+    table: tl.constexpr = shape.angle_positions
     repeats: tl.constexpr = shape.heads // shape.groups
     index = tl.program_id(0) * shape.rows + tl.arange(0, shape.rows)
     valid = (index < count * shape.groups)[:, None]
@@ -84,7 +86,7 @@ def block_attention_kernel(mixed, past, out, angles, count, shape: tl.constexpr)
     for j in tl.static_range(new):
         place = (sequence * new + j) * shape.mixed_stride + (shape.heads + group) * width + lane
         key = tl.load(mixed + place, mask=valid, other=0.0).to(tl.float32)
-        key = turn(key, angles, first + j, shape)
+        key = turn(key, angles, first + j, rows, width, table)
         value = tl.load(mixed + place + shape.groups * width, mask=valid, other=0.0)
         tl.store(held + (first + j) * plane, key.to(past.dtype.element_ty), mask=valid)
         tl.store(held + (first + j) * plane + values, value, mask=valid)
@@ -95,7 +97,8 @@ def block_attention_kernel(mixed, past, out, angles, count, shape: tl.constexpr)
         for i in tl.static_range(new):
             row, column = sequence * new + i, (group * repeats + head) * width + lane
             query = tl.load(mixed + row * shape.mixed_stride + column, mask=valid, other=0.0)
-            query = turn(query.to(tl.float32), angles, first + i, shape) * (shape.scale * LOG2E)
+            query = turn(query.to(tl.float32), angles, first + i, rows, width, table)
+            query *= shape.scale * LOG2E
             scores = ()
             for j in tl.static_range(first + i + 1):
                 scores += (tl.sum(query * key_list[j], axis=1),)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from bt_megatron.inference.engine.block_attention_kernel import LOG2E
+from bt_megatron.inference.engine.block_attention_kernel import LOG2E, turn
 from bt_megatron.inference.engine.elementwise_kernels import to_type
 
 LOWEST = tl.constexpr(-1.0e30)
@@ -42,6 +42,8 @@ class CacheShape:
     """Parts of a row."""
     tile: int
     """Positions of a tile; prompts: a power of two that holds a + g heads."""
+    stages: int
+    """Tiles that are on their way from memory at a time; 1: the compiler decides."""
 
 
 @triton.jit
@@ -113,6 +115,7 @@ def cached_attention_kernel(mixed, cache, table, whole, angles, out, part, shape
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     tile: tl.constexpr = shape.tile
     width: tl.constexpr = shape.width
+    stages: tl.constexpr = None if shape.stages == 1 else shape.stages
     alive = tl.load(whole + row * WHOLE + ALIVE)
     length = tl.load(whole + row * WHOLE + LENGTH) * alive
     table += row * shape.table_width
@@ -124,7 +127,7 @@ def cached_attention_kernel(mixed, cache, table, whole, angles, out, part, shape
     weight = tl.zeros((tile,), tl.float32)
     total = tl.zeros((tile, width), tl.float32)
     begin, end = part_of(length, shape)
-    for start in range(begin, end, tile):
+    for start in tl.range(begin, end, tile, num_stages=stages):
         position = start + tl.arange(0, tile)
         there = position < end
         key, value = tile_of(cache, table, position, there, shape)
@@ -231,12 +234,15 @@ def prompt_kernel(mixed, cache, table, lengths, angles, per_prompt, shape: tl.co
     """
     row = tl.program_id(0).to(tl.int64)
     prompt, position = row // per_prompt, row % per_prompt
-    head, lane = tl.arange(0, shape.tile)[:, None], tl.arange(0, shape.width)[None, :]
+    tile: tl.constexpr = shape.tile
+    width: tl.constexpr = shape.width
+    angle_positions: tl.constexpr = shape.angle_positions
+    head, lane = tl.arange(0, tile)[:, None], tl.arange(0, width)[None, :]
     real = (head < shape.heads + shape.groups) & (lane >= 0)
-    place = mixed + row * shape.mixed_stride + head * shape.width
-    turned = rotated(place, position, angles, real, shape)
-    tl.debug_barrier()  # partners are read by other threads than those that overwrite them
-    tl.store(place + lane, turned.to(mixed.dtype.element_ty), mask=real)
+    place = mixed + row * shape.mixed_stride + head * width + lane
+    turned = tl.load(place, mask=real, other=0.0).to(tl.float32)
+    turned = turn(turned, angles, position, tile, width, angle_positions)
+    tl.store(place, turned.to(mixed.dtype.element_ty), mask=real)
     if cache is not None:
         length = tl.load(lengths + prompt)
         if position < length:
@@ -245,7 +251,7 @@ def prompt_kernel(mixed, cache, table, lengths, angles, per_prompt, shape: tl.co
             is_key = real & (head >= shape.heads)
             plane: tl.constexpr = shape.groups * shape.positions
             inside = (head - shape.heads) * shape.positions + position % shape.positions
-            at = cache + (page * (2 * plane) + inside) * shape.width + lane
-            value = tl.load(place + shape.groups * shape.width + lane, mask=is_key, other=0.0)
+            at = cache + (page * (2 * plane) + inside) * width + lane
+            value = tl.load(place + shape.groups * width, mask=is_key, other=0.0)
             tl.store(at, to_type(turned, cache), mask=is_key)
-            tl.store(at + plane * shape.width, to_type(value.to(tl.float32), cache), mask=is_key)
+            tl.store(at + plane * width, to_type(value.to(tl.float32), cache), mask=is_key)

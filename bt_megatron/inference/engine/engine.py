@@ -3,7 +3,7 @@
 
 One thread calls `step`; others submit and cancel. A step of the device is started before
 the results of the one before it are looked at, so the device never waits for the host. A
-request that ended is therefore in one more step, which writes nothing.
+request that ends early is therefore in one more step, which writes nothing.
 
 Pages for the whole of a request are taken when it is admitted: it can always finish, and
 nothing is ever computed twice. Requests are admitted in the order in which they came.
@@ -22,7 +22,7 @@ from bt_megatron.inference.engine.cache import PageAllocator, make_cache, pages_
 from bt_megatron.inference.engine.memory import pages_per_request, pages_that_fit
 from bt_megatron.inference.engine.models import Model
 from bt_megatron.inference.engine.requests import Options, QueueFullError, Request, RequestError
-from bt_megatron.inference.engine.rows import Whole, make_rows
+from bt_megatron.inference.engine.rows import Wanted, Whole, make_rows
 from bt_megatron.inference.engine.runner import Flight, StepRunner
 
 
@@ -86,9 +86,9 @@ class Engine:
             QueueFullError: too many wait.
             RequestError: it can never be served.
         """
-        ids = np.asarray(prompt, dtype=np.int64)
+        ids = np.asarray(prompt)
         self.check(ids, options)
-        request = Request(ids.astype(np.int32), options, on_tokens)
+        request = Request(ids.astype(np.int32, copy=False), options, on_tokens)
         with self._lock:
             if len(self.waiting) >= self.settings.max_waiting:
                 raise QueueFullError(
@@ -143,8 +143,9 @@ class Engine:
         self._admit()
         flight = None
         if self.running:
-            top = any(request.options.top_logprobs for request in self.running)
-            flight = self.runner.start(list(self.running), top=top)
+            flight = self.runner.start(list(self.running), wanted_by(self.running))
+            for request in self.running:
+                request.steps += 1
         before, self._flight = self._flight, flight
         if before is not None:
             self._deliver(before)
@@ -174,7 +175,14 @@ class Engine:
                 self.waiting = deque(r for r in self.waiting if r.finish_reason is None)
 
     def _leave(self) -> None:
-        ended = [row for row, request in enumerate(self.running) if request.finish_reason]
+        # A request whose last step was started can go: what comes into its row and pages now
+        # is written after that step has read them.
+        size = self.model.step_tokens
+        ended = [
+            row
+            for row, request in enumerate(self.running)
+            if request.finish_reason or request.steps * size >= request.options.max_new_tokens
+        ]
         if not ended:
             return
         for row in ended:
@@ -211,13 +219,22 @@ class Engine:
                 continue
             count = drawn[row] - len(request.tokens)
             request.tokens += tokens[row][:count]
-            request.logprobs += logprobs[row][:count]
+            if not request.options.is_plain:
+                request.logprobs += logprobs[row][:count]
             if request.options.top_logprobs:
                 _take_top(request, results, row, count)
             if not alive[row]:
                 is_end = request.tokens[-1] == request.options.end_id
                 request.finish("end" if is_end else "length")
             request.note_tokens()
+
+
+def wanted_by(requests: Sequence[Request]) -> Wanted:
+    """Return what a step must give."""
+    return Wanted(
+        plain=all(request.options.is_plain for request in requests),
+        top=any(request.options.top_logprobs for request in requests),
+    )
 
 
 def _drop_if_unwanted(request: Request) -> None:

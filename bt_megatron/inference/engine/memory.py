@@ -4,7 +4,7 @@
 import torch
 
 from bt_megatron.errors import ConfigError
-from bt_megatron.inference.engine.admission import READ_AT_ONCE
+from bt_megatron.inference.engine.admission import positions_at_once
 from bt_megatron.inference.engine.cache import PAGE_POSITIONS, page_bytes
 from bt_megatron.inference.engine.models import BlockModel, Model
 from bt_megatron.inference.engine.shapes import StackShape
@@ -59,7 +59,7 @@ def working_bytes(model: Model, rows: int) -> int:
     """Estimate the bytes that a step and a pass over prompts need besides weights and cache."""
     size = model.dtype.itemsize
     context = model.cached.shape
-    stream = READ_AT_ONCE * _row_width(context)
+    stream = positions_at_once(model) * _row_width(context)
     step = rows * _row_width(context)
     if isinstance(model, BlockModel):
         shape = model.tokens.shape

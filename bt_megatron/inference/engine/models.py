@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bt_megatron.inference.engine.linear import Linear
-from bt_megatron.inference.engine.rows import Prompts, Rows, Whole
+from bt_megatron.inference.engine.rows import Prompts, Rows, Wanted, Whole
 from bt_megatron.inference.engine.shapes import StackShape
 from bt_megatron.inference.engine.stack import Attention, Stack
 
@@ -103,7 +103,7 @@ class VanillaModel:
         x = F.embedding(tokens.flatten(), self.table)
         self.cached.read(x, prompts, self.cache)
 
-    def step(self, rows: Rows, *, top: bool) -> None:
+    def step(self, rows: Rows, wanted: Wanted) -> None:
         """Write the next k tokens of each row."""
         assert self.cache is not None
         stack = self.cached.stack
@@ -111,8 +111,8 @@ class VanillaModel:
             x = F.embedding(rows.tokens[:, place - 1], self.table)
             self.cached.append(x, rows, self.cache)
             logits = stack.finish(x, self.head, self.dtype)
-            stack.ops.sample(logits, rows, place)
-            if top:
+            stack.ops.sample(logits, rows, place, plain=wanted.plain)
+            if wanted.top:
                 stack.ops.keep_best(logits, rows, place)
 
     def score(self, tokens: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class BlockModel:
         x = self.embed(tokens.reshape(-1, self.step_tokens))
         self.cached.read(x, prompts, self.cache)
 
-    def step(self, rows: Rows, *, top: bool) -> None:
+    def step(self, rows: Rows, wanted: Wanted) -> None:
         """Write the next block of each row."""
         assert self.cache is not None
         x = self.embed(rows.tokens)
@@ -189,8 +189,8 @@ class BlockModel:
             first += x.shape[0] // rows.count
             last = x.view(rows.count, -1, x.shape[-1])[:, -1]
             logits = self.tokens.finish(last, self.head, self.dtype)
-            ops.sample(logits, rows, place)
-            if top:
+            ops.sample(logits, rows, place, plain=wanted.plain)
+            if wanted.top:
                 ops.keep_best(logits, rows, place)
 
     def _expand(self, x: Tensor) -> Tensor:

@@ -43,10 +43,18 @@ class Options:
     """The same request with the same seed gives the same tokens."""
     end_id: int | None = None
     """Token that ends the text; it is part of the result."""
+    logprobs: bool = False
+    """Report the log-probability of each token."""
     top_logprobs: int = 0
     """Most likely tokens to report at each place."""
     timeout: float | None = None
     """Seconds from submission after which the request ends as it is."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether only the best tokens are asked for."""
+        asked = self.temperature > 0 or self.logprobs or self.top_logprobs
+        return not asked and self.repetition_penalty == 1
 
     def check(self) -> None:
         """Accept or refuse.
@@ -92,6 +100,8 @@ class Request:
     cancelled: bool = False
     """Set by cancel(); the engine takes the request out before its next step."""
     pages: list[int] = field(default_factory=list)
+    steps: int = 0
+    """Steps that were started for it."""
 
     def cancel(self) -> None:
         """Ask the engine to drop the request."""

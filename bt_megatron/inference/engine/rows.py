@@ -45,6 +45,16 @@ TOP_LOGPROBS = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the requests of a batch ask of a step."""
+
+    plain: bool
+    """Nothing but the best tokens."""
+    top: bool
+    """Somebody wants the most likely tokens reported."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """State of B rows on the device."""
 

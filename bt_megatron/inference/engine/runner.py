@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bt_megatron.inference.engine.models import Model
 from bt_megatron.inference.engine.requests import Request
-from bt_megatron.inference.engine.rows import Rows, make_rows
+from bt_megatron.inference.engine.rows import Rows, Wanted, make_rows
 
 SMALL_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64)
 LARGE_STEP = 64
@@ -50,7 +50,7 @@ class StepRunner:
     def __init__(self, model: Model, rows: Rows, *, graphs: bool) -> None:
         """Take the model; `graphs`: run from CUDA graphs."""
         self.model, self.rows = model, rows
-        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, Wanted], torch.cuda.CUDAGraph] = {}
         self._use_graphs = graphs
         self._pool = torch.cuda.graph_pool_handle() if graphs else None
         self._on_gpu = rows.whole.is_cuda
@@ -63,11 +63,11 @@ class StepRunner:
             for name in NAMES
         }
 
-    def start(self, requests: Sequence[Request], *, top: bool) -> Flight:
+    def start(self, requests: Sequence[Request], wanted: Wanted) -> Flight:
         """Start a step of the rows of these requests."""
         count = len(requests)
-        self.run(bucket(count, self.rows.count), top=top)
-        names = NAMES if top else NAMES[:3]
+        self.run(bucket(count, self.rows.count), wanted)
+        names = NAMES if wanted.top else NAMES[:3]
         if not self._on_gpu:
             found = {name: getattr(self.rows, name)[:count].clone() for name in names}
             return Flight(requests, found, None)
@@ -80,24 +80,24 @@ class StepRunner:
         event.record()
         return Flight(requests, found, event)
 
-    def run(self, size: int, *, top: bool) -> None:
+    def run(self, size: int, wanted: Wanted) -> None:
         """Run a step of the first `size` rows."""
         if self._use_graphs:
-            self._graph(size, top=top).replay()
+            self._graph(size, wanted).replay()
         else:
-            self.model.step(self.rows.first(size), top=top)
+            self.model.step(self.rows.first(size), wanted)
 
-    def _graph(self, size: int, *, top: bool) -> torch.cuda.CUDAGraph:
-        key = (size, top)
+    def _graph(self, size: int, wanted: Wanted) -> torch.cuda.CUDAGraph:
+        key = (size, wanted)
         if key not in self._graphs:
-            self._try_out(size, top=top)
+            self._try_out(size, wanted)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
-                self.model.step(self.rows.first(size), top=top)
+                self.model.step(self.rows.first(size), wanted)
             self._graphs[key] = graph
         return self._graphs[key]
 
-    def _try_out(self, size: int, *, top: bool) -> None:
+    def _try_out(self, size: int, wanted: Wanted) -> None:
         # Compiles kernels and sets up libraries, neither of which may happen in a capture.
         rows = self.rows
         spare = make_rows(
@@ -107,5 +107,5 @@ class StepRunner:
             vocab_size=self.model.vocab_size,
             device=rows.whole.device,
         )
-        self.model.step(spare, top=top)
+        self.model.step(spare, wanted)
         torch.cuda.synchronize()

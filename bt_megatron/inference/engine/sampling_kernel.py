@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel that draws a token for each row; sampling.py says how.
+"""Triton kernels that draw a token for each row; sampling.py says how.
 
-A program has one row. Greedy rows read their logits once. Rows that sample read them twice
-more, and rows with top_k or top_p as often as a bisection of float32 takes (up to 32 times
-each), from the L2 cache. What a row does not ask for, it does not pay for.
+A program has one row. If nobody in the batch asks for more than the best token, a kernel of
+its own finds it. In the other one, greedy rows read their logits once, rows that sample
+twice more, and rows with top_k or top_p as often as a bisection of float32 takes (up to 32
+times each), from the L2 cache. What a row does not ask for, it does not pay for.
 """
 # ruff: noqa: ANN001, ANN201, ANN202  (the compiler types the kernel's arguments)
 
@@ -120,6 +121,40 @@ def _draw(logits, seen, penalty, best, rate, threshold, number, shape: tl.conste
 
 
 @triton.jit
+def keep_count(whole, token):
+    """Count a drawn token of the row at `whole`; return whether it was alive."""
+    alive, remaining = tl.load(whole + 1), tl.load(whole + 2)
+    if alive != 0:
+        tl.store(whole + 3, tl.load(whole + 3) + 1)
+        tl.store(whole + 2, remaining - 1)
+        if (token == tl.load(whole + 4)) | (remaining <= 1):
+            tl.store(whole + 1, 0)
+    return alive != 0
+
+
+@triton.jit
+def greedy_kernel(logits, whole, tokens, place, shape: tl.constexpr):
+    """Take the best token of one row and keep count; arguments as below."""
+    tile: tl.constexpr = shape.tile
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * shape.logits_stride
+    top = tl.full((tile,), float("-inf"), tl.float32)
+    at = tl.zeros((tile,), tl.int32)
+    for start in range(0, shape.vocab, tile):
+        column = start + tl.arange(0, tile)
+        x = tl.load(logits + column, mask=column < shape.vocab, other=float("-inf"))
+        x = x.to(tl.float32)
+        higher = x > top
+        at = tl.where(higher, start, at)
+        top = tl.where(higher, x, top)
+    best = tl.max(top)
+    token = tl.min(tl.where(top == best, at + tl.arange(0, tile), shape.vocab))
+    token = tl.minimum(token, shape.vocab - 1)  # also where logits are NaN
+    tl.store(tokens + row * shape.tokens + place, token)
+    keep_count(whole + row * 8, token)
+
+
+@triton.jit
 def sampling_kernel(logits, whole, real, tokens, logprobs, seen, place, shape: tl.constexpr):
     """Draw one row's token and keep count.
 
@@ -182,11 +217,5 @@ def sampling_kernel(logits, whole, real, tokens, logprobs, seen, place, shape: t
     chosen = tl.load(logits + token).to(tl.float32)
     tl.store(tokens + row * shape.tokens + place, token)
     tl.store(logprobs + row * shape.tokens + place, chosen - log_mass)
-    alive, remaining = tl.load(whole + 1), tl.load(whole + 2)
-    if alive != 0:
-        tl.store(whole + 3, drawn + 1)
-        tl.store(whole + 2, remaining - 1)
-        if (token == tl.load(whole + 4)) | (remaining <= 1):
-            tl.store(whole + 1, 0)
-        if penalty != 1.0:
-            tl.store(seen + token, 1)
+    if keep_count(whole, token) & (penalty != 1.0):
+        tl.store(seen + token, 1)

@@ -164,13 +164,14 @@ def store_prompts(
     cache[page, :, :, position % PAGE_POSITIONS] = _storable(new, cache.dtype)
 
 
-def sample(logits: Tensor, rows: Rows, place: int) -> None:
+def sample(logits: Tensor, rows: Rows, place: int, *, plain: bool) -> None:
     """Draw a token for each row, and keep count.
 
     Args:
         logits: [B, V].
         rows: written: token and log-probability at `place`, and what they change.
         place: of the token in the block.
+        plain: all rows take the best token and nobody wants its probability: faster on a GPU.
     """
     whole = rows.whole
     token, logprob = draw(logits.float(), rows)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operations between products on a GPU; what they do is said in torch_ops."""
 
+from dataclasses import dataclass
+
 import torch
 import triton
 from torch import Tensor
@@ -22,18 +24,45 @@ from bt_megatron.inference.engine.narrow_kernels import (
     narrow_last_kernel,
 )
 from bt_megatron.inference.engine.rows import Prompts, Rows
-from bt_megatron.inference.engine.sampling_kernel import SamplingShape, sampling_kernel
+from bt_megatron.inference.engine.sampling_kernel import (
+    SamplingShape,
+    greedy_kernel,
+    sampling_kernel,
+)
 from bt_megatron.inference.engine.shapes import StackShape
 from bt_megatron.inference.engine.torch_ops import keep_best  # noqa: F401  the same on a GPU
 
 ACTIVATION_TILE = 1024
 BLOCK_ELEMENTS = 1024
 """Elements of a tile of block attention, [rows, d]."""
-CACHE_TILE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CacheTiling:
+    """How a program streams the cache."""
+
+    tile: int
+    """Positions read at a time."""
+    warps: int
+    stages: int
+
+
+CACHE_TILINGS = {
+    (64, 2): CacheTiling(64, 4, 1),
+    (128, 2): CacheTiling(32, 4, 1),
+    (64, 1): CacheTiling(64, 4, 1),
+    (128, 1): CacheTiling(32, 4, 1),
+}
+"""By d and bytes of a number, measured on an H100 (tools.bench_inference --tune)."""
 NARROW_ROWS = 4
-NARROW_TILES = ((4, 1024), (2, 2048))
+NARROW_FIRST, NARROW_LAST = (4, 1024), (2, 2048)
 """Outputs and inputs of a tile, of the first and the last product of a layer."""
-VOCAB_TILE = 4096
+NARROW_FIRST_TILES: dict[int, tuple[int, int]] = {}
+NARROW_LAST_TILES: dict[int, tuple[int, int]] = {}
+"""By number of inputs, where something else was measured to be faster."""
+FEW_ROWS = 32
+VOCAB_TILE, FEW_VOCAB_TILE = (4096, 8), (16_384, 16)
+"""Logits read at a time and warps: many rows share a multiprocessor, a few do not."""
 ENOUGH_PROGRAMS = 512
 """Programs that keep an H100 (132 multiprocessors) reading at full speed."""
 MAX_SPLITS = 16
@@ -75,9 +104,13 @@ def narrow_first(
     plain = outputs if joined is None else shape.mixed
     out = torch.empty(x.shape[0], plain, dtype=x.dtype, device=x.device)
     compiled_for = _narrow_shape(
-        product, shape, x.stride(0), plain=plain,
-        joined_stride=0 if joined is None else joined.stride(0), tile=NARROW_TILES[0],
-    )  # fmt: skip
+        product,
+        shape,
+        x.stride(0),
+        plain=plain,
+        joined_stride=0 if joined is None else joined.stride(0),
+        tile=NARROW_FIRST_TILES.get(inputs, NARROW_FIRST),
+    )
     grid = (x.shape[0], triton.cdiv(outputs, compiled_for.tile))
     narrow_first_kernel[grid](
         x, shift, product.weight, product.sums, product.bias, out, joined, compiled_for
@@ -88,7 +121,12 @@ def narrow_first(
 def narrow_last(x: Tensor, joined: Tensor, product: Linear) -> None:
     """Add joined [M, k] W^T to x [M, h] in place, for a few rows."""
     compiled_for = _narrow_shape(
-        product, None, x.stride(0), plain=0, joined_stride=joined.stride(0), tile=NARROW_TILES[1]
+        product,
+        None,
+        x.stride(0),
+        plain=0,
+        joined_stride=joined.stride(0),
+        tile=NARROW_LAST_TILES.get(joined.shape[1], NARROW_LAST),
     )
     grid = (x.shape[0], triton.cdiv(x.shape[1], compiled_for.tile))
     narrow_last_kernel[grid](x, joined, product.weight, product.sums, compiled_for)
@@ -151,24 +189,27 @@ def attend_cached(
     """As torch_ops.attend_cached."""
     count = mixed.shape[0]
     table_width = rows.table.shape[1]
-    tiles = triton.cdiv(table_width * PAGE_POSITIONS, 2 * CACHE_TILE)
+    tiling = CACHE_TILINGS.get((shape.head_dim, cache.itemsize), CacheTiling(32, 4, 1))
+    tiles = triton.cdiv(table_width * PAGE_POSITIONS, 2 * tiling.tile)
     splits = max(1, min(ENOUGH_PROGRAMS // (count * shape.groups), MAX_SPLITS, tiles))
-    compiled_for = _cache_shape(mixed.stride(0), out.stride(0), table_width, angles, shape, splits)
+    strides = (mixed.stride(0), out.stride(0), table_width, angles.shape[1])
+    compiled_for = _cache_shape(strides, shape, splits, tiling.tile, tiling.stages)
     size = (count, shape.heads, splits, shape.head_dim + 2) if splits > 1 else (1,)
     part = torch.empty(size, dtype=torch.float32, device=mixed.device)
     kernel = cached_attention_kernel if shape.heads == shape.groups else grouped_attention_kernel
     kernel[(count, shape.groups, splits)](
-        mixed, cache, rows.table, rows.whole, angles, out, part, compiled_for
-    )
+        mixed, cache, rows.table, rows.whole, angles, out, part, compiled_for,
+        num_warps=tiling.warps,
+    )  # fmt: skip
     if splits > 1:
         padded = triton.next_power_of_2(splits)
         join_kernel[(count, shape.heads)](part, out, padded, compiled_for, num_warps=1)
 
 
 def _cache_shape(
-    mixed_stride: int, out_stride: int, table_width: int, angles: Tensor, shape: StackShape,
-    splits: int, tile: int = CACHE_TILE,
-) -> CacheShape:  # fmt: skip
+    strides: tuple[int, int, int, int], shape: StackShape, splits: int, tile: int, stages: int = 1
+) -> CacheShape:
+    mixed_stride, out_stride, table_width, angle_positions = strides
     return CacheShape(
         heads=shape.heads,
         groups=shape.groups,
@@ -178,9 +219,10 @@ def _cache_shape(
         mixed_stride=mixed_stride,
         out_stride=out_stride,
         table_width=table_width,
-        angle_positions=angles.shape[1],
+        angle_positions=angle_positions,
         splits=splits,
         tile=tile,
+        stages=stages,
     )
 
 
@@ -204,17 +246,25 @@ def _prompts(
         table, lengths = prompts.table.contiguous(), prompts.lengths.contiguous()
     heads = triton.next_power_of_2(shape.heads + shape.groups)
     width = 0 if table is None else table.shape[1]
-    compiled_for = _cache_shape(mixed.stride(1), 0, width, angles, shape, 1, heads)
+    compiled_for = _cache_shape((mixed.stride(1), 0, width, angles.shape[1]), shape, 1, heads)
     grid = (mixed.shape[0] * mixed.shape[1],)
     prompt_kernel[grid](mixed, cache, table, lengths, angles, mixed.shape[1], compiled_for)
 
 
-def sample(logits: Tensor, rows: Rows, place: int) -> None:
+def sample(logits: Tensor, rows: Rows, place: int, *, plain: bool) -> None:
     """As torch_ops.sample; `seen` is kept for rows with a penalty only."""
-    vocab = logits.shape[1]
-    tile = min(VOCAB_TILE, triton.next_power_of_2(vocab))
+    count, vocab = logits.shape
+    tile, warps = FEW_VOCAB_TILE if count <= FEW_ROWS else VOCAB_TILE
+    if not plain:  # needs three times as many registers
+        tile, warps = tile // 2, max(1, warps // 2)
+    tile = min(tile, triton.next_power_of_2(vocab))
     compiled_for = SamplingShape(vocab, logits.stride(0), rows.tokens.shape[1], tile)
-    sampling_kernel[(logits.shape[0],)](
+    if plain:
+        greedy_kernel[(count,)](
+            logits, rows.whole, rows.tokens, place, compiled_for, num_warps=warps
+        )
+        return
+    sampling_kernel[(count,)](
         logits, rows.whole, rows.real, rows.tokens, rows.logprobs, rows.seen, place, compiled_for,
-        num_warps=max(1, min(8, tile // 128)),
+        num_warps=warps,
     )  # fmt: skip

@@ -75,7 +75,7 @@ def test_logprobs_are_those_of_the_drawn_tokens(make_model, make_engine, kind):
     reference = make_model(**KINDS[kind])
     engine = make_engine(small_model(**KINDS[kind]), reference.state_dict())
     (prompt,) = prompts_of((8,))
-    (done,) = engine.generate([prompt], Options(max_new_tokens=12, top_logprobs=3))
+    (done,) = engine.generate([prompt], Options(max_new_tokens=12, logprobs=True, top_logprobs=3))
     whole = torch.tensor([[*prompt, *done.tokens]])
     expected = engine.model.score(whole)[0, 4:]
     torch.testing.assert_close(torch.tensor(done.logprobs), expected, atol=1e-5, rtol=0)
