@@ -112,7 +112,7 @@ def narrow() -> None:
     torch_ops.activate(expected[:, shape.mixed :], there[:, shape.attended :], shape)
     down = torch.randn(64, shape.attended + 64)
     last = Linear(down, None, sums=torch.stack([0.5 * ones[:64], ones[:64]]))
-    for tile in ((4, 1024), (2, 32)):
+    for tile in ((64, 64), (32, 32)):
         triton_ops.NARROW_FIRST = triton_ops.NARROW_LAST = tile
         mixed = triton_ops.narrow_first(x, shift, product, shape, joined)
         compare("narrow_first", mixed, expected[:, : shape.mixed])

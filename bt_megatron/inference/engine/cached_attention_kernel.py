@@ -3,9 +3,11 @@
 
 Decoding is bound by reading keys and values once. Each program streams the pages of one
 group of heads of one row, or of a part of them when there are too few rows to fill the
-device (split-K); the parts are then joined. With one query head a group, every place of a
-tile keeps a running softmax of its own, so that nothing is exchanged between lanes before
-the end. With more, tensor cores multiply.
+device (split-K); the parts are then joined. Groups of a row run side by side, as they lie
+in memory, so that few pages of the address translation are in use at a time.
+
+With one query head a group, every place of a tile keeps a running softmax of its own, and
+nothing is exchanged between lanes before the end. With more, tensor cores multiply.
 """
 # mypy: disable-error-code="assignment, misc"
 # ruff: noqa: ANN001, ANN201, ANN202  (the compiler types the kernels' arguments)
@@ -61,7 +63,7 @@ def rotated(rows, position, angles, mask, shape: tl.constexpr):
 @triton.jit
 def new_position(mixed, cache, table, length, alive, angles, shape: tl.constexpr):
     """Return the new key and value [1, d] of this row and group; the first part stores them."""
-    row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, group = tl.program_id(1).to(tl.int64), tl.program_id(0)
     lane = tl.arange(0, shape.width)[None, :]
     place = mixed + row * shape.mixed_stride + (shape.heads + group) * shape.width
     everywhere = lane >= 0
@@ -82,7 +84,7 @@ def tile_of(cache, table, position, there, shape: tl.constexpr):
     """Load keys and values [tile, d] of some positions."""
     plane: tl.constexpr = shape.groups * shape.positions
     page = tl.load(table + position // shape.positions, mask=there, other=0).to(tl.int64)
-    inside = tl.program_id(1) * shape.positions + position % shape.positions
+    inside = tl.program_id(0) * shape.positions + position % shape.positions
     at = cache + ((page * (2 * plane) + inside) * shape.width)[:, None]
     at += tl.arange(0, shape.width)[None, :]
     key = tl.load(at, mask=there[:, None], other=0.0)
@@ -112,7 +114,7 @@ def cached_attention_kernel(mixed, cache, table, whole, angles, out, part, shape
         part: [B, a, splits, d + 2] float32, written otherwise: sum, largest score, weight.
         shape: a CacheShape.
     """
-    row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    row, head, split = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.program_id(2)
     tile: tl.constexpr = shape.tile
     width: tl.constexpr = shape.width
     stages: tl.constexpr = None if shape.stages == 1 else shape.stages
@@ -156,7 +158,7 @@ def cached_attention_kernel(mixed, cache, table, whole, angles, out, part, shape
 @triton.jit
 def grouped_attention_kernel(mixed, cache, table, whole, angles, out, part, shape: tl.constexpr):
     """As cached_attention_kernel, for one group of several heads of one row."""
-    row, group, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    row, group, split = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.program_id(2)
     width: tl.constexpr = shape.width
     repeats: tl.constexpr = shape.heads // shape.groups
     padded: tl.constexpr = 16 if repeats <= 16 else repeats  # what tensor cores take

@@ -12,7 +12,7 @@ nothing is ever computed twice. Requests are admitted in the order in which they
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,10 @@ class Settings:
     """Prompt positions read between two steps; None: as many as rows are free for."""
     graphs: bool = True
     """Run steps from CUDA graphs, on a GPU."""
+
+    def with_cache(self, dtype: torch.dtype) -> "Settings":
+        """Return the same limits with another type of keys and values."""
+        return replace(self, cache_type=dtype)
 
 
 class Engine:

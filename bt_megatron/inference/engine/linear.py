@@ -3,7 +3,8 @@
 
 FP8 has one scale per weight matrix. What it is multiplied with is stored as e4m3
 directly: a floating-point format has the same relative error at any scale, normalised
-states lie within +-sqrt(h), and anything beyond 448 is clamped.
+states lie within +-sqrt(h), and anything beyond 448 is clamped. On a CPU the same products
+are computed in float32, to see what FP8 costs.
 """
 
 from dataclasses import dataclass
@@ -46,29 +47,28 @@ class Linear:
             if self.bias is None:
                 return x @ self.weight.T
             return torch.addmm(self.bias, x, self.weight.T)
-        return torch._scaled_mm(
-            x,
-            self.weight.T,
-            scale_a=self.unit,
-            scale_b=self.scale,
-            bias=self.bias,
-            out_dtype=out_type,
-            use_fast_accum=True,
-        )
+        return self._multiply_fp8(x, self.bias, out_type)
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
         """Add x W^T to `total` [M, n] in place; the bias is not added."""
         if self.scale is None:
             total.addmm_(x, self.weight.T)
         else:
-            total += torch._scaled_mm(
-                x,
-                self.weight.T,
-                scale_a=self.unit,
-                scale_b=self.scale,
-                out_dtype=total.dtype,
-                use_fast_accum=True,
-            )
+            total += self._multiply_fp8(x, None, total.dtype)
+
+    def _multiply_fp8(self, x: Tensor, bias: Tensor | None, out_type: torch.dtype) -> Tensor:
+        if not x.is_cuda:
+            y = x.float() @ (self.weight.float() * self.scale).T
+            return (y if bias is None else y + bias.float()).to(out_type)
+        return torch._scaled_mm(
+            x,
+            self.weight.T,
+            scale_a=self.unit,
+            scale_b=self.scale,
+            bias=bias,
+            out_dtype=out_type,
+            use_fast_accum=True,
+        )
 
 
 def make_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, fp8: bool) -> Linear:

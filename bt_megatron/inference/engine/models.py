@@ -11,15 +11,25 @@ keys and values only: no expansion, no logits, and of the last layer no attentio
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bt_megatron.inference.engine.linear import Linear
+from bt_megatron.inference.engine.linear import FP8, FP8_MAX, Linear
 from bt_megatron.inference.engine.rows import Prompts, Rows, Wanted, Whole
 from bt_megatron.inference.engine.shapes import StackShape
 from bt_megatron.inference.engine.stack import Attention, Stack
+
+
+class Scores(NamedTuple):
+    """What a model thinks of known tokens."""
+
+    logprobs: Tensor
+    """Float32."""
+    is_best: Tensor
+    """Bool: no token is more likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +67,18 @@ class CachedStack:
         mixed = self.stack.keys_values(last, x).unflatten(0, (count, -1))
         self.stack.ops.store_prompts(mixed, cache[last], prompts, self.angles, self.shape)
 
-    def run_whole(self, x: Tensor, count: int) -> None:
-        """Run over whole sequences without a cache: x [B * n, h], in place."""
-        self.stack.run(x, self._attention_to_all(count, None, None))
+    def run_whole(self, x: Tensor, count: int, *, fp8: bool) -> None:
+        """Run over whole sequences without a cache: x [B * n, h], in place.
+
+        Args:
+            x: the residual stream.
+            count: B.
+            fp8: round keys and values as a cache in FP8 does.
+        """
+        self.stack.run(x, self._attention_to_all(count, None, None, fp8=fp8))
 
     def _attention_to_all(
-        self, count: int, prompts: Prompts | None, cache: Tensor | None
+        self, count: int, prompts: Prompts | None, cache: Tensor | None, *, fp8: bool = False
     ) -> Attention:
         shape, ops = self.shape, self.stack.ops
 
@@ -72,6 +88,9 @@ class CachedStack:
                 ops.rotate_prompts(sequences, self.angles, shape)
             else:
                 ops.store_prompts(sequences, cache[layer], prompts, self.angles, shape)
+            if fp8:
+                known = mixed[:, shape.attended :]  # keys, already rotated, and values
+                known.copy_(known.clamp(-FP8_MAX, FP8_MAX).to(FP8))
             heads = sequences.unflatten(-1, (-1, shape.head_dim)).transpose(1, 2)
             query, key, value = heads.split([shape.heads, shape.groups, shape.groups], dim=1)
             attended = F.scaled_dot_product_attention(
@@ -115,12 +134,11 @@ class VanillaModel:
             if wanted.top:
                 stack.ops.keep_best(logits, rows, place)
 
-    def score(self, tokens: Tensor) -> Tensor:
-        """Return log-probabilities [B, s - 1] of tokens [B, s] from the second on."""
+    def score(self, tokens: Tensor, *, fp8_cache: bool = False) -> Scores:
+        """Return scores [B, s - 1] of tokens [B, s] from the second on."""
         x = F.embedding(tokens[:, :-1].flatten(), self.table)
-        self.cached.run_whole(x, tokens.shape[0])
-        found = target_logprobs(self.cached.stack, x, self.head, tokens[:, 1:].flatten())
-        return found.view(tokens.shape[0], -1)
+        self.cached.run_whole(x, tokens.shape[0], fp8=fp8_cache)
+        return score_targets(self.cached.stack, x, self.head, tokens[:, 1:])
 
 
 @dataclass(slots=True)
@@ -215,11 +233,11 @@ class BlockModel:
         ops = self.tokens.ops
         self.tokens.run(x, attend)
 
-    def score(self, tokens: Tensor) -> Tensor:
-        """Return log-probabilities [B, s - k] of tokens [B, s] from the second block on."""
+    def score(self, tokens: Tensor, *, fp8_cache: bool = False) -> Scores:
+        """Return scores [B, s - k] of tokens [B, s], whole blocks, from the second block on."""
         blocks = tokens.unflatten(1, (-1, self.step_tokens))
         x = self.embed(blocks[:, :-1].flatten(0, 1))
-        self.cached.run_whole(x, tokens.shape[0])
+        self.cached.run_whole(x, tokens.shape[0], fp8=fp8_cache)
         expanded = self._expand(x)  # [M, r, H], M = B * (N - 1)
         targets = blocks[:, 1:].flatten(0, 1)  # [M, k]
         inputs = F.pad(targets[:, :-1], (0 if self.is_prefix else 1, 0))
@@ -230,8 +248,7 @@ class BlockModel:
         flat = states.flatten(0, 1)
         self._decode(flat, past, 0)
         predicting = flat.view(rows, -1, flat.shape[-1])[:, -self.step_tokens :].flatten(0, 1)
-        logprobs = target_logprobs(self.tokens, predicting, self.head, targets.flatten())
-        return logprobs.view(tokens.shape[0], -1)
+        return score_targets(self.tokens, predicting, self.head, tokens[:, self.step_tokens :])
 
 
 Model = BlockModel | VanillaModel
@@ -240,10 +257,13 @@ SCORED_AT_ONCE = 4096
 """Rows whose logits exist at a time in score()."""
 
 
-def target_logprobs(stack: Stack, x: Tensor, head: Linear, targets: Tensor) -> Tensor:
-    """Return the log-probability of each target: x [M, H], targets [M] -> [M] float32."""
-    found = []
-    for part, wanted in zip(x.split(SCORED_AT_ONCE), targets.split(SCORED_AT_ONCE), strict=True):
-        logprobs = stack.finish(part, head, x.dtype).float().log_softmax(-1)
-        found.append(logprobs.gather(1, wanted[:, None].long())[:, 0])
-    return torch.cat(found)
+def score_targets(stack: Stack, x: Tensor, head: Linear, targets: Tensor) -> Scores:
+    """Score each target: residual stream x [M, H], targets [B, M / B]."""
+    logprobs, best = [], []
+    parts = zip(x.split(SCORED_AT_ONCE), targets.flatten().split(SCORED_AT_ONCE), strict=True)
+    for part, wanted in parts:
+        logits = stack.finish(part, head, x.dtype).float()
+        found = logits.log_softmax(-1).gather(1, wanted[:, None].long())
+        logprobs.append(found[:, 0])
+        best.append(logits.argmax(-1) == wanted)
+    return Scores(torch.cat(logprobs).view_as(targets), torch.cat(best).view_as(targets))

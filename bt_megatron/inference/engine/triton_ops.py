@@ -197,7 +197,7 @@ def attend_cached(
     size = (count, shape.heads, splits, shape.head_dim + 2) if splits > 1 else (1,)
     part = torch.empty(size, dtype=torch.float32, device=mixed.device)
     kernel = cached_attention_kernel if shape.heads == shape.groups else grouped_attention_kernel
-    kernel[(count, shape.groups, splits)](
+    kernel[(shape.groups, count, splits)](
         mixed, cache, rows.table, rows.whole, angles, out, part, compiled_for,
         num_warps=tiling.warps,
     )  # fmt: skip

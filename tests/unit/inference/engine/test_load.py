@@ -11,12 +11,14 @@ import torch
 
 from bt_megatron.errors import BtError, ConfigError, ConversionError
 from bt_megatron.inference.engine.engine import Engine, Settings
+from bt_megatron.inference.engine.folder import open_folder
 from bt_megatron.inference.engine.load import build_model, end_token, load_model
 from bt_megatron.inference.engine.requests import Options
 from bt_megatron.inference.engine.weights import Numbers
 from bt_megatron.inference.export_folder import write_model
 from tests.golden import load_golden
 from tests.small_models import KINDS, small_model
+from tests.small_tokenizer import write_small_tokenizer
 
 ROOT = Path(__file__).parents[4]
 CPU = torch.device("cpu")
@@ -123,10 +125,15 @@ def test_positions_of_the_references_generate_are_refused(tmp_path):
         load_model(folder, numbers=FLOAT32, device=CPU, max_tokens=64)
 
 
-def test_fp8_needs_a_device_that_has_it():
+def test_fp8_needs_a_gpu_that_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(ConfigError, match="no FP8"):
         build_model(
-            small_model(), {}, numbers=Numbers(torch.bfloat16, fp8=True), device=CPU, max_tokens=8
+            small_model(),
+            {},
+            numbers=Numbers(torch.bfloat16, fp8=True),
+            device=torch.device("cuda"),
+            max_tokens=8,
         )
 
 
@@ -143,3 +150,20 @@ def test_the_token_that_ends_texts(tmp_path):
     (folder / "generation_config.json").unlink()
     assert end_token(folder, {"eos_token_id": [5, 6]}) == 5
     assert end_token(folder, {}) is None
+
+
+def test_a_folder_with_its_tokenizer(tmp_path):
+    folder = export("lookup_prefix_b4_p2", tmp_path)
+    settings = Settings(max_rows=1, max_tokens=32)
+    with pytest.raises(ConversionError, match="no tokenizer.json"):
+        open_folder(folder, settings)
+    write_small_tokenizer(folder / "tokenizer.json")
+    opened = open_folder(folder, settings)
+    prompt = opened.tokenizer.encode("the fox").ids
+    (done,) = opened.engine.generate([prompt], Options(max_new_tokens=5))
+    assert len(done.tokens) == 5
+    assert opened.end_id == 0
+    small = open_folder(folder, settings, fp8=True).engine
+    assert small.model.cache.dtype == torch.float8_e4m3fn
+    (other,) = small.generate([prompt], Options(max_new_tokens=5))
+    assert len(other.tokens) == 5

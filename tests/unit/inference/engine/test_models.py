@@ -67,7 +67,7 @@ def test_likelihoods_are_those_of_transformers(make_model, make_engine, kind):
     blocks = ids.view(2, 8, 4)
     logprobs = reference.forward_blocks(blocks).log_softmax(-1)
     expected = logprobs.gather(-1, blocks[:, 1:, :, None]).flatten(1)
-    torch.testing.assert_close(engine.model.score(ids), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(engine.model.score(ids).logprobs, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["prefix", "summation"])
@@ -77,7 +77,7 @@ def test_logprobs_are_those_of_the_drawn_tokens(make_model, make_engine, kind):
     (prompt,) = prompts_of((8,))
     (done,) = engine.generate([prompt], Options(max_new_tokens=12, logprobs=True, top_logprobs=3))
     whole = torch.tensor([[*prompt, *done.tokens]])
-    expected = engine.model.score(whole)[0, 4:]
+    expected = engine.model.score(whole).logprobs[0, 4:]
     torch.testing.assert_close(torch.tensor(done.logprobs), expected, atol=1e-5, rtol=0)
     for token, logprob, best in zip(done.tokens, done.logprobs, done.top, strict=True):
         assert best[0] == (token, pytest.approx(logprob, abs=1e-5))
@@ -109,7 +109,7 @@ def test_vanilla_models_too(make_engine, residual):
     with torch.no_grad():
         logprobs = reference(ids).logits[:, :-1].log_softmax(-1)
     expected = logprobs.gather(-1, ids[:, 1:, None])[..., 0]
-    torch.testing.assert_close(engine.model.score(ids), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(engine.model.score(ids).logprobs, expected, atol=1e-5, rtol=0)
 
 
 def test_groups_of_queries_share_keys(make_engine):
