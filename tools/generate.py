@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m tools.generate FOLDER --prompt "..."`: continue a text with an exported model.
 
-The text appears as it is written. The folder's own code runs, through transformers;
-the fast engine is for serving.
+The text appears as it is written. The folder's own code runs, through transformers, or
+with --engine our engine, whose random numbers are its own.
 """
 
 import argparse
+import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,38 @@ def generate(
     return model.generate(**ids, streamer=TextStreamer(tokenizer), **sampling)
 
 
+def generate_with_engine(
+    folder: Path, prompt: str, *, max_new_tokens: int, seed: int | None, **sampling: Any
+) -> str:
+    """Continue a prompt with the engine, streaming to the console; return the new text.
+
+    Raises:
+        BtError: the engine does not run the folder, or the prompt is empty.
+    """
+    from bt_megatron.inference.engine.engine import Settings
+    from bt_megatron.inference.engine.folder import open_folder
+    from bt_megatron.inference.engine.requests import Options
+    from bt_megatron.inference.engine.text import TextStream
+
+    longest = max_new_tokens + len(prompt.encode())  # a token is one byte of text or more
+    opened = open_folder(folder, Settings(max_rows=1, max_tokens=longest))
+    options = Options(
+        max_new_tokens=max_new_tokens,
+        seed=secrets.randbits(63) if seed is None else seed,
+        end_id=opened.end_id,
+        **sampling,
+    )
+    print(prompt, end="", flush=True)  # noqa: T201
+    stream = TextStream(
+        opened.tokenizer,
+        listen=lambda request, text: print(text, end="", flush=True),  # noqa: T201
+    )
+    opened.engine.submit(opened.tokenizer.encode(prompt).ids, options, stream)
+    opened.engine.run()
+    print()  # noqa: T201
+    return stream.text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
@@ -68,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--top-k", type=int, default=0, help="0: all tokens")
     parser.add_argument("--top-p", type=float, default=1.0, help="1: all tokens")
     parser.add_argument("--seed", type=int, help="of sampling (default: a new one)")
+    parser.add_argument("--engine", action="store_true", help="run on the engine")
     arguments = parser.parse_args(argv)
     sampling: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False}
     if arguments.temperature > 0:
@@ -77,8 +111,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             "top_k": arguments.top_k,
             "top_p": arguments.top_p,
         }
+    if arguments.engine:
+        return _run_engine(arguments)
     try:
         generate(arguments.folder, arguments.prompt, seed=arguments.seed, **sampling)
+    except BtError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        print()  # noqa: T201
+    return 0
+
+
+def _run_engine(arguments: argparse.Namespace) -> int:
+    try:
+        generate_with_engine(
+            arguments.folder,
+            arguments.prompt,
+            max_new_tokens=arguments.max_new_tokens,
+            seed=arguments.seed,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+        )
     except BtError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code

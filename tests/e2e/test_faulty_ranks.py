@@ -169,11 +169,14 @@ def hang_before_the_data(rank: int) -> None:
 
 def hang_before_the_step(rank: int) -> None:
     original = TrainingStep.train
+    calls = 0
 
-    def hang(training, batches, *, step, **keywords):
-        while rank == 1 and step == HANG_AT - 1:
+    def hang(training, batches, **keywords):
+        nonlocal calls
+        calls += 1
+        while rank == 1 and calls == HANG_AT:
             pass  # never waits, never lets go of the interpreter by itself
-        return original(training, batches, step=step, **keywords)
+        return original(training, batches, **keywords)
 
     TrainingStep.train = hang
 

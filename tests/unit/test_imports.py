@@ -41,6 +41,7 @@ NO_TORCH = (
 )
 NO_MEGATRON = (
     *("bt_megatron.inference.modeling_block_transformer", "tools.generate", "tools.evaluate"),
+    *("bt_megatron.inference.engine.folder", "tools.bench_inference"),
 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bt_megatron.data.mixture import Drawn
 from bt_megatron.observe.record import (
     SCHEMA,
     EvaluationRecord,
@@ -17,6 +18,7 @@ from bt_megatron.observe.record import (
     to_json_object,
 )
 from bt_megatron.observe.system import sample_gpus, sample_host
+from bt_megatron.training.reporter import drawn_metrics
 from tests.unit.observe.test_system import fake_nvml
 
 ROOT = Path(__file__).parents[3]
@@ -103,6 +105,7 @@ def test_the_names_are_those_of_the_documentation():
     reported = {
         *metric_values(STEP),
         *metric_values(evaluation),
+        *drawn_metrics({"<name>": Drawn(samples=1, tokens=8, epochs=0.5, share=1.0)}),
         *sample_host(psutil.Process()),
         *(name.replace("gpu_0", "gpu_N") for name in sample_gpus(fake_nvml(power_fails=False))),
     }

@@ -54,3 +54,14 @@ def test_errors_are_one_line(folder, tmp_path, capsys, prompt, message):
     place = folder if prompt == "" else tmp_path
     assert main([str(place), "--prompt", prompt]) == 6
     assert message in capsys.readouterr().err
+
+
+def test_the_engine_writes_the_same_greedy_text(folder, capsys):
+    arguments = ["--prompt", "the quick", "--max-new-tokens", "9", "--temperature", "0"]
+    texts = []
+    for more in ([], ["--engine"]):
+        assert main([str(folder), *arguments, *more]) == 0
+        texts.append(capsys.readouterr().out.rstrip("\n"))
+    assert texts[1] == texts[0].removesuffix(END)
+    assert main([str(folder), "--prompt", "", "--engine"]) == 9
+    assert "no tokens" in capsys.readouterr().err
