@@ -33,15 +33,16 @@ def mixture_weights_are_positive(config: RunConfig, world_size: int) -> str | No
     return "; ".join(faults) + ", or leave the subset out." if faults else None
 
 
+def without_padding(config: RunConfig) -> str | None:
+    """Return what to type so that samples are not padded; None: they are not."""
+    names = ("random_left_padding", "pad_to_block_boundary")
+    settings = [f"data.{name}=false" for name in names if getattr(config.data, name)]
+    return f"Use {', '.join(settings)}." if settings else None
+
+
 def rows_are_not_padded(config: RunConfig, world_size: int) -> str | None:
     """Rows that were packed before have no room for pads."""
     if config.data.packing != "rows":
         return None
-    faults = [
-        f"data.{name}=false"
-        for name in ("random_left_padding", "pad_to_block_boundary")
-        if getattr(config.data, name)
-    ]
-    if not faults:
-        return None
-    return f"data.packing is rows, which are packed already. Use {', '.join(faults)}."
+    remedy = without_padding(config)
+    return remedy and f"data.packing is rows, which are packed already. {remedy}"

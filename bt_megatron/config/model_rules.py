@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules about the model and the sequences it reads."""
 
+from bt_megatron.config.data_rules import without_padding
 from bt_megatron.config.geometry import (
     ROBERTA_FIRST_POSITION,
     encoder_positions,
@@ -181,14 +182,8 @@ def vanilla_has_no_block_padding(config: RunConfig, world_size: int) -> str | No
     """A vanilla model has no blocks to pad for."""
     if config.model.is_block:
         return None
-    faults = [
-        f"data.{name}=false"
-        for name in ("random_left_padding", "pad_to_block_boundary")
-        if getattr(config.data, name)
-    ]
-    if not faults:
-        return None
-    return f"model.architecture is vanilla, which has no blocks to pad. Use {', '.join(faults)}."
+    remedy = without_padding(config)
+    return remedy and f"model.architecture is vanilla, which has no blocks to pad. {remedy}"
 
 
 def sequence_is_whole_blocks(config: RunConfig, world_size: int) -> str | None:
